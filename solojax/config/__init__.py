@@ -1,0 +1,33 @@
+"""Configs: every key with its default, variants by name, overrides from the command line.
+
+Only `configs/*.py` and the command line read this package: below them functions take plain
+arguments.
+"""
+
+from solojax.config.base import base_config
+from solojax.config.files import find_config, shipped_configs
+from solojax.config.json_text import from_json, to_json
+from solojax.config.loading import load_config
+from solojax.config.schedule import (
+    evaluation_interval,
+    milestone_steps,
+    scaled_learning_rate,
+    total_steps,
+)
+from solojax.config.validation import validate
+from solojax.config.variants import parse_variants
+
+__all__ = [
+    "base_config",
+    "evaluation_interval",
+    "find_config",
+    "from_json",
+    "load_config",
+    "milestone_steps",
+    "parse_variants",
+    "scaled_learning_rate",
+    "shipped_configs",
+    "to_json",
+    "total_steps",
+    "validate",
+]

@@ -1,0 +1,52 @@
+"""A config as JSON text, for checkpoints and logs, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from solojax.config.base import base_config
+from solojax.config.schema import (
+    check_keys,
+    flatten,
+    known_keys,
+    nested_tuples,
+    set_value,
+    unknown_key_error,
+)
+from solojax.errors import InputError
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON text, one key a line, in the order of `base_config`."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote. Returns a locked config.
+
+    A key that the text does not have keeps its default: it is younger than the text, and its
+    default is what the code did before.
+
+    Raises:
+      InputError: the text is no JSON object, or has a key that is unknown or of the wrong type.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"config text is no JSON, line {error.lineno}: {error.msg}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"config text is a JSON {type(tree).__name__}: it must be an object")
+    config, known = base_config(), known_keys()
+    for path, value in flatten(ConfigDict(tree)).items():
+        if path not in known:
+            raise unknown_key_error(path)
+        try:
+            set_value(config, path, nested_tuples(value))
+        except TypeError as error:
+            raise InputError(f"config key '{path}' is {value!r}: {error}") from error
+    check_keys(config)
+    return config
+

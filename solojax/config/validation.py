@@ -1,0 +1,193 @@
+"""Whether the values of a config make sense, each and together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from solojax.config.names import nearest_name
+from solojax.config.schema import check_keys, flatten
+from solojax.errors import InputError
+
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.semantics": ("release", "thesis"),
+    "model.backbone.depth": (18, 34, 50, 101),
+    "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
+    "model.backbone.frozen_stages": (-1, 0, 1, 2, 3, 4),
+    "data.canvas": ("multiple_of_32", "buckets"),
+    "optimizer.name": ("sgd",),
+    "optimizer.schedule": ("step", "cosine", "constant"),
+    "evaluation.canvas": ("multiple_of_32", "buckets"),
+    "evaluation.nms": ("matrix",),
+    "evaluation.kernel": ("gaussian", "linear"),
+    "evaluation.backend": ("fast", "reference"),
+}
+# (lowest, highest) value, both allowed. None is checked only where it is set.
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "model.grid.center_sigma": (0, 1),
+    "loss.focal_alpha": (0, 1),
+    "data.flip_probability": (0, 1),
+    "train.ema_decay": (0, 1),
+    "optimizer.momentum": (0, 1),
+    "optimizer.warmup_factor": (0, 1),
+    "optimizer.decay_factor": (0, 1),
+    "evaluation.score_threshold": (0, 1),
+    "evaluation.mask_threshold": (0, 1),
+    "evaluation.update_threshold": (0, 1),
+}
+_MAY_BE_ZERO = (
+    "loss.mask_weight",
+    "loss.category_weight",
+    "loss.focal_gamma",
+    "loss.dice_epsilon",
+    "data.workers",
+    "data.prefetch",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_every_epochs",
+    "train.checkpoint_every",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+)
+_GROUP_NORM_GROUPS = 32
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a whole config: keys, types, every value, and values that depend on each other.
+
+    Raises:
+      InputError: with the key, its value and what is allowed.
+    """
+    check_keys(config)
+    for path, value in flatten(config).items():
+        if path in _CHOICES:
+            _check_choice(path, value, _CHOICES[path])
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_number(path, value)
+    _check_model(config.model)
+    _check_data(config)
+    _check_train(config)
+    _check_optimizer(config.optimizer)
+    _check_evaluation(config.evaluation)
+
+
+def _error(path: str, value: Any, advice: str) -> InputError:
+    return InputError(f"config key '{path}' is {value!r}: {advice}")
+
+
+def _check_choice(path: str, value: Any, allowed: tuple) -> None:
+    if value in allowed:
+        return
+    listing = ", ".join(str(choice) for choice in allowed)
+    advice = f"give one of {listing}" if len(allowed) > 1 else f"only {listing} is known"
+    if isinstance(value, str) and len(allowed) > 1:
+        advice += f" (did you mean {nearest_name(value, allowed)}?)"
+    raise _error(path, value, advice)
+
+
+def _check_number(path: str, value: float) -> None:
+    if path in _RANGES:
+        low, high = _RANGES[path]
+        if not low <= value <= high:
+            raise _error(path, value, f"give a number from {low} to {high}")
+    elif not math.isfinite(value):
+        raise _error(path, value, "give a finite number")
+    elif path in _MAY_BE_ZERO:
+        if value < 0:
+            raise _error(path, value, "give 0 or more")
+    elif value <= 0:
+        raise _error(path, value, "give more than 0")
+
+
+def _check_tuple(path: str, values: tuple, kind: type, length: int | None = None) -> None:
+    """Checks that all entries are whole (kind int) or any (kind float) positive numbers."""
+    allowed = (int,) if kind is int else (int, float)
+    words = "whole numbers" if kind is int else "numbers"
+    if not values or (length is not None and len(values) != length):
+        count = length or "one or more"
+        raise _error(path, values, f"give {count} {words} with commas between them")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, allowed) or not value > 0:
+            raise _error(path, values, f"{value!r} must be one of its {words} above 0")
+
+
+def _check_model(model: ConfigDict) -> None:
+    for path, channels in (
+        ("model.head.channels", model.head.channels),
+        ("model.mask_features.channels", model.mask_features.channels),
+        ("model.mask_features.out_channels", model.mask_features.out_channels),
+    ):
+        if channels % _GROUP_NORM_GROUPS:
+            raise _error(path, channels, f"give a multiple of {_GROUP_NORM_GROUPS}, for GroupNorm")
+    _check_tuple("model.pixel_mean", tuple(value + 256 for value in model.pixel_mean), float, 3)
+    _check_tuple("model.pixel_std", model.pixel_std, float, 3)
+    _check_tuple("model.grid.num_grids", model.grid.num_grids, int)
+    _check_tuple("model.grid.strides", model.grid.strides, int)
+    for low_high in model.grid.scale_ranges:
+        path = "model.grid.scale_ranges"
+        if not isinstance(low_high, tuple):
+            raise _error(path, model.grid.scale_ranges, "give a (low, high) pair for every level")
+        _check_tuple(path, low_high, float, 2)
+        if low_high[0] > low_high[1]:
+            raise _error(path, low_high, "the first must not be above the second")
+
+
+def _check_data(config: ConfigDict) -> None:
+    data = config.data
+    _check_tuple("data.short_sides", data.short_sides, int)
+    if max(data.short_sides) > data.long_side:
+        raise _error("data.long_side", data.long_side, "it is below the largest data.short_sides")
+    for bucket in data.buckets:
+        if not isinstance(bucket, tuple):
+            raise _error("data.buckets", data.buckets, "give (height, width) pairs")
+        _check_tuple("data.buckets", bucket, int, 2)
+        if any(side % 32 for side in bucket):
+            raise _error("data.buckets", bucket, "both sides must be multiples of 32")
+    for path, canvas in (
+        ("data.canvas", data.canvas),
+        ("evaluation.canvas", config.evaluation.canvas),
+    ):
+        if canvas == "buckets" and not data.buckets:
+            raise _error(path, canvas, "list the (height, width) of each in data.buckets")
+
+
+def _check_train(config: ConfigDict) -> None:
+    train = config.train
+    if train.total_steps is None and train.epochs is None:
+        raise InputError(
+            "config keys 'train.total_steps' and 'train.epochs' are both None: set one of them"
+        )
+    for path, parts in (
+        ("train.accumulate_steps", train.accumulate_steps),
+        ("loss.group_images", config.loss.group_images),
+    ):
+        if parts is not None and train.batch_size % parts:
+            raise _error(path, parts, f"it must divide train.batch_size, {train.batch_size}")
+
+
+def _check_optimizer(optimizer: ConfigDict) -> None:
+    path, milestones = "optimizer.milestones", optimizer.milestones
+    if not milestones and optimizer.schedule != "step":
+        return
+    _check_tuple(path, milestones, float)
+    if list(milestones) != sorted(set(milestones)) or milestones[-1] >= 1:
+        raise _error(
+            path, milestones, "give rising fractions of the run, below 1 (epoch 27 of 36 is 0.75)"
+        )
+
+
+def _check_evaluation(evaluation: ConfigDict) -> None:
+    if evaluation.short_side > evaluation.long_side:
+        raise _error(
+            "evaluation.long_side", evaluation.long_side, "it is below evaluation.short_side"
+        )
+    if evaluation.max_candidates < evaluation.nms_pre:
+        raise _error(
+            "evaluation.max_candidates",
+            evaluation.max_candidates,
+            f"it must be at least evaluation.nms_pre, {evaluation.nms_pre}",
+        )

@@ -1,0 +1,301 @@
+"""Data sets in COCO's json format, with any classes and any ids, checked entry by entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from solojax.data.segmentation_json import (
+    Polygons,
+    RunLengths,
+    check_extent,
+    parse_coordinates,
+    parse_segmentation,
+)
+from solojax.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Category:
+    """A class as the json names it."""
+
+    id: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Annotation:
+    """One object of an image.
+
+    Attributes:
+      id: of the json.
+      label: contiguous class index in [0, K).
+      bbox_xywh: (x, y, width, height) in pixels of the image, or None where the json has none.
+      segmentation: polygons as float64 vectors, or compressed run lengths.
+      iscrowd: a region of many objects, which training leaves out.
+    """
+
+    id: int
+    label: int
+    bbox_xywh: tuple[float, float, float, float] | None
+    segmentation: Polygons | RunLengths
+    iscrowd: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image and its objects in the order of the json; sizes in pixels."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    annotations: tuple[Annotation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoDataset:
+    """A checked COCO json.
+
+    Attributes:
+      annotation_path: the json it came from.
+      image_root: the folder that the file names refer to.
+      categories: sorted by id; the position is the contiguous label.
+      images: in the order of the json, those without objects included.
+    """
+
+    annotation_path: str
+    image_root: str
+    categories: tuple[Category, ...]
+    images: tuple[ImageRecord, ...]
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The json's category id of every contiguous label."""
+        return tuple(category.id for category in self.categories)
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """The name of every contiguous label."""
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """The contiguous label of every category id of the json."""
+        return {category.id: label for label, category in enumerate(self.categories)}
+
+    def image_path(self, record: ImageRecord) -> str:
+        """Where the image's file should be."""
+        return os.path.join(self.image_root, record.file_name)
+
+
+def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
+    """Reads and checks a COCO json.
+
+    Category ids may be any distinct integers; they are sorted and numbered from 0. "iscrowd" counts
+    as 0 where it is missing, and "bbox" may be missing. Boxes and polygons may leave the image by
+    `segmentation_json.max_overshoot` pixels. Whether the image files exist is not looked at here
+    (`missing_images` does that).
+
+    Args:
+      annotations: the json file.
+      images: the folder of the image files.
+
+    Raises:
+      InputError: anything is missing, malformed or contradictory, with the file and the entry.
+    """
+    path = str(annotations)
+    if not os.path.isdir(images):
+        raise InputError(f"{images}: no such image folder; give the folder of the image files")
+    document = _read_json(path)
+    categories = _read_categories(path, _section(path, document, "categories"))
+    labels = {category.id: label for label, category in enumerate(categories)}
+    headers = _parse_section(path, "image", _section(path, document, "images"), _parse_image)
+    if not headers:
+        raise InputError(f'{path}: the data set has no images; list at least one under "images"')
+    objects: dict[int, list[Annotation]] = {image_id: [] for image_id in headers}
+
+    def parse(entry: dict) -> None:
+        image_id, annotation = _parse_annotation(entry, headers, labels)
+        objects[image_id].append(annotation)
+
+    _parse_section(path, "annotation", _section(path, document, "annotations"), parse)
+    records = tuple(
+        ImageRecord(image_id, *header, annotations=tuple(objects[image_id]))
+        for image_id, header in headers.items()
+    )
+    return CocoDataset(path, str(images), categories, records)
+
+
+def require_objects(dataset: CocoDataset) -> None:
+    """Raises InputError if a data set holds nothing to train on: no object that is not a crowd."""
+    for record in dataset.images:
+        if any(not annotation.iscrowd for annotation in record.annotations):
+            return
+    raise InputError(
+        f"{dataset.annotation_path}: none of the {len(dataset.images)} images has an object that "
+        'is not a crowd; training needs entries under "annotations"'
+    )
+
+
+def missing_images(dataset: CocoDataset, limit: int = 10) -> tuple[str, ...]:
+    """The paths of the first image files that do not exist, at most `limit` of them."""
+    missing: list[str] = []
+    for record in dataset.images:
+        if len(missing) >= limit:
+            break
+        path = dataset.image_path(record)
+        if not os.path.isfile(path):
+            missing.append(path)
+    return tuple(missing)
+
+
+def _read_json(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            document = json.load(file, object_hook=_compact_polygons)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read the annotations ({error.strerror}); check the path"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: not valid json at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "write or fetch the file again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid json ({error}); write the file again") from None
+    if not isinstance(document, dict):
+        raise InputError(
+            f'{path}: not a COCO file; its outermost value has to be an object with "images", '
+            '"annotations" and "categories"'
+        )
+    return document
+
+
+def _compact_polygons(entry: dict) -> dict:
+    """Turns polygons into vectors while the json is being read.
+
+    Their numbers as Python objects would take most of the memory of a large file. What is not a
+    list of numbers stays as it is and is refused later, where the entry is known.
+    """
+    polygons = entry.get("segmentation")
+    if isinstance(polygons, list):
+        try:
+            entry["segmentation"] = [parse_coordinates(polygon) for polygon in polygons]
+        except ValueError:
+            pass
+    return entry
+
+
+def _section(path: str, document: dict, key: str) -> list:
+    if not isinstance(document.get(key), list):
+        raise InputError(
+            f'{path}: no list "{key}"; a COCO file has "images", "annotations" and "categories"'
+        )
+    return document[key]
+
+
+def _parse_section(path: str, kind: str, entries: list, parse: Callable[[dict], T]) -> dict[int, T]:
+    """Parses every entry of a section by its id; adds file and entry to what `parse` complains."""
+    parsed: dict[int, T] = {}
+    for index, entry in enumerate(entries):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError("is no json object; write it as {...}")
+            entry_id = _integer(entry, "id")
+            if entry_id in parsed:
+                raise ValueError(f"the id {entry_id} is taken; give every {kind} an id of its own")
+            parsed[entry_id] = parse(entry)
+        except ValueError as problem:
+            raise InputError(f"{path}: {_place(kind, index, entry)}: {problem}") from None
+        entries[index] = None  # frees the parsed json as we go: a large file takes gigabytes
+    return parsed
+
+
+def _place(kind: str, index: int, entry: object) -> str:
+    """What a person searches the file for: position in the list and ids."""
+    fields = entry if isinstance(entry, dict) else {}
+    ids = [f"{key} {fields[key]!r}" for key in ("id", "image_id") if key in fields]
+    return f"{kind} entry {index}" + (f" ({', '.join(ids)})" if ids else "")
+
+
+def _read_categories(path: str, entries: list) -> tuple[Category, ...]:
+    if not entries:
+        raise InputError(f'{path}: the data set has no categories; list them under "categories"')
+    names = _parse_section(path, "category", entries, lambda entry: _text(entry, "name"))
+    return tuple(Category(category_id, names[category_id]) for category_id in sorted(names))
+
+
+def _parse_image(entry: dict) -> tuple[str, int, int]:
+    """(file name, height, width)."""
+    height, width = _integer(entry, "height"), _integer(entry, "width")
+    if height <= 0 or width <= 0:
+        raise ValueError(f"width {width} and height {height} have to be positive; correct them")
+    return _text(entry, "file_name"), height, width
+
+
+def _parse_annotation(
+    entry: dict, headers: dict[int, tuple[str, int, int]], labels: dict[int, int]
+) -> tuple[int, Annotation]:
+    """(image id, annotation)."""
+    image_id, category_id = _integer(entry, "image_id"), _integer(entry, "category_id")
+    if image_id not in headers:
+        raise ValueError('no such image_id under "images"; add the image or remove the annotation')
+    if category_id not in labels:
+        raise ValueError(
+            f'category_id {category_id} is not under "categories"; add it or correct the annotation'
+        )
+    _, height, width = headers[image_id]
+    iscrowd = entry.get("iscrowd", 0)
+    if iscrowd not in (0, 1):
+        raise ValueError(f"iscrowd {iscrowd!r} is neither 0 nor 1; correct it")
+    return image_id, Annotation(
+        id=entry["id"],
+        label=labels[category_id],
+        bbox_xywh=_parse_bbox(entry.get("bbox"), height, width),
+        segmentation=parse_segmentation(_field(entry, "segmentation"), height, width),
+        iscrowd=bool(iscrowd),
+    )
+
+
+def _parse_bbox(bbox: object, height: int, width: int) -> tuple[float, float, float, float] | None:
+    if bbox is None:
+        return None
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        raise ValueError(f"bbox {bbox!r} is not four numbers; write it as [x, y, width, height]")
+    x, y, box_width, box_height = map(float, bbox)
+    if box_width < 0 or box_height < 0:
+        raise ValueError(f"bbox {bbox!r} has a negative width or height; correct or remove it")
+    check_extent(f"bbox {bbox!r}", x, y, x + box_width, y + box_height, height, width)
+    return x, y, box_width, box_height
+
+
+def _field(entry: dict, key: str) -> Any:
+    if key not in entry:
+        raise ValueError(f'has no "{key}"; add it')
+    return entry[key]
+
+
+def _integer(entry: dict, key: str) -> int:
+    value = _field(entry, key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f'"{key}" is {value!r}; it has to be a whole number')
+    return value
+
+
+def _text(entry: dict, key: str) -> str:
+    value = _field(entry, key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f'"{key}" is {value!r}; it has to be a text that is not empty')
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

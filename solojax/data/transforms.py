@@ -1,0 +1,216 @@
+"""Geometry of one example: image, boxes and masks resized, flipped and padded together."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from solojax.data.coco import Annotation, ImageRecord
+from solojax.data.image_io import check_image_size
+from solojax.data.packing import pack_masks
+from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
+from solojax.errors import InputError
+
+Example = dict[str, np.ndarray | np.generic]
+
+_CANVAS_STEP = 32  # masks at 1/4 scale are packed eight pixels a byte
+
+
+def resized_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) with the short side at `short_side`, or less where the long one exceeds.
+
+    As mmdetection and detectron2: one scale for both sides, rounded half up. Every side keeps at
+    least one pixel.
+    """
+    scale = short_side / min(height, width)
+    if max(height, width) * scale > long_side:
+        scale = long_side / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def empty_example(canvas: tuple[int, int], max_instances: int) -> Example:
+    """A row of zeros that nothing counts (valid False): for padding and for broken images.
+
+    Args:
+      canvas: (H, W), multiples of 32.
+      max_instances: N.
+
+    Returns:
+      image (H, W, 3) uint8; image_size and original_size (2,) int32; valid bool; image_index int32;
+      seed uint32; dropped_instances int32; boxes (N, 4) float32; labels (N,) int32; centers (N, 2)
+      float32; masks (N, H/4, W/32) uint8; instance_valid (N,) bool. The meaning of each is that of
+      the field of the same name in `structures.Batch` and `structures.Instances`.
+    """
+    height, width = canvas
+    if min(canvas) <= 0 or height % _CANVAS_STEP or width % _CANVAS_STEP:
+        raise InputError(
+            f"canvas {height}x{width} (height x width): both sides have to be positive multiples "
+            f"of {_CANVAS_STEP}; round them up"
+        )
+    return {
+        "image": np.zeros((height, width, 3), np.uint8),
+        "image_size": np.zeros(2, np.int32),
+        "original_size": np.zeros(2, np.int32),
+        "valid": np.bool_(False),
+        "image_index": np.int32(0),
+        "seed": np.uint32(0),
+        "dropped_instances": np.int32(0),
+        "boxes": np.zeros((max_instances, 4), np.float32),
+        "labels": np.zeros(max_instances, np.int32),
+        "centers": np.zeros((max_instances, 2), np.float32),
+        "masks": np.zeros((max_instances, height // 4, width // 32), np.uint8),
+        "instance_valid": np.zeros(max_instances, np.bool_),
+    }
+
+
+def make_image_example(
+    image: np.ndarray,
+    *,
+    short_side: int,
+    long_side: int,
+    canvas: tuple[int, int],
+    max_instances: int,
+    image_index: int,
+) -> Example:
+    """An example without ground truth, for evaluation and prediction.
+
+    Args:
+      image: (height, width, 3) uint8 RGB as read.
+      short_side: see `resized_shape`.
+      long_side: likewise.
+      canvas: (H, W), multiples of 32 that hold the resized image.
+      max_instances: N, all of them invalid; 0 will do.
+      image_index: position in the data set.
+
+    Returns:
+      A valid row of the form of `empty_example`.
+
+    Raises:
+      InputError: the canvas is too small or no multiple of 32.
+    """
+    example = empty_example(canvas, max_instances)
+    _place_image(example, image, short_side, long_side, flip=False)
+    example["image_index"] = np.int32(image_index)
+    return example
+
+
+def make_example(
+    image: np.ndarray,
+    record: ImageRecord,
+    *,
+    short_side: int,
+    long_side: int,
+    flip: bool,
+    canvas: tuple[int, int],
+    max_instances: int,
+    min_mask_area: int,
+    seed: int,
+    image_index: int,
+) -> Example:
+    """A training example: the image and its objects under one resize and one flip.
+
+    Left out are crowds, objects whose mask has no pixel or fewer than `min_mask_area` of them in
+    the resized image, and objects whose box is empty within it. The first `max_instances` of the
+    rest are kept in annotation order; `dropped_instances` counts those beyond.
+
+    Boxes are the annotation's, or the tight box of the mask where it has none. Masks are flipped as
+    pixels, after rasterising, so that a flipped example is the exact mirror image of the other.
+
+    Args:
+      image: (height, width, 3) uint8 RGB as read.
+      record: the image's entry with its objects.
+      short_side: see `resized_shape`.
+      long_side: likewise.
+      flip: mirror left and right.
+      canvas: (H, W), multiples of 32 that hold the resized image.
+      max_instances: N.
+      min_mask_area: pixels of the resized image.
+      seed: the row's random seed for what happens on the device.
+      image_index: position in the data set.
+
+    Returns:
+      A valid row of the form of `empty_example`.
+
+    Raises:
+      InputError: the image has not the recorded size, or the canvas does not suit.
+    """
+    check_image_size(image, record.height, record.width, record.file_name)
+    example = empty_example(canvas, max_instances)
+    height, width = _place_image(example, image, short_side, long_side, flip)
+    example["image_index"] = np.int32(image_index)
+    example["seed"] = np.uint32(seed)
+    count = dropped = 0
+    for annotation in record.annotations:
+        if annotation.iscrowd:
+            continue
+        mask = _transform_mask(annotation, record, height, width, flip)
+        if cv2.countNonZero(mask) < max(1, min_mask_area):
+            continue
+        box = _transform_box(annotation, record, mask, flip)
+        if not (box[2] > box[0] and box[3] > box[1]):
+            continue
+        if count == max_instances:
+            dropped += 1
+            continue
+        _write_instance(example, count, box, annotation.label, mask)
+        count += 1
+    example["dropped_instances"] = np.int32(dropped)
+    return example
+
+
+def _place_image(
+    example: Example, image: np.ndarray, short_side: int, long_side: int, flip: bool
+) -> tuple[int, int]:
+    """Puts the resized image into the canvas's top left corner; returns its (height, width)."""
+    height, width = resized_shape(*image.shape[:2], short_side, long_side)
+    canvas = example["image"]
+    if height > canvas.shape[0] or width > canvas.shape[1]:
+        raise InputError(
+            f"canvas {canvas.shape[0]}x{canvas.shape[1]} (height x width) is too small for the "
+            f"resized image of {height}x{width}; choose a canvas that holds it"
+        )
+    if (height, width) == image.shape[:2]:
+        resized = image
+    else:
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    canvas[:height, :width] = resized[:, ::-1] if flip else resized
+    example["image_size"][:] = height, width
+    example["original_size"][:] = image.shape[:2]
+    example["valid"] = np.bool_(True)
+    return height, width
+
+
+def _transform_mask(
+    annotation: Annotation, record: ImageRecord, height: int, width: int, flip: bool
+) -> np.ndarray:
+    """(height, width) uint8 mask of the resized and perhaps flipped image."""
+    mask = decode_segmentation(annotation.segmentation, record.height, record.width, height, width)
+    return cv2.flip(mask, 1) if flip else mask
+
+
+def _transform_box(
+    annotation: Annotation, record: ImageRecord, mask: np.ndarray, flip: bool
+) -> np.ndarray:
+    """(4,) float64 xyxy of the resized and perhaps flipped image, clipped to it."""
+    height, width = mask.shape
+    if annotation.bbox_xywh is None:
+        x, y, box_width, box_height = cv2.boundingRect(mask)
+        return np.array([x, y, x + box_width, y + box_height], np.float64)
+    x, y, box_width, box_height = annotation.bbox_xywh
+    x_scale, y_scale = width / record.width, height / record.height
+    left, right = x * x_scale, (x + box_width) * x_scale
+    top, bottom = y * y_scale, (y + box_height) * y_scale
+    if flip:
+        left, right = width - right, width - left
+    return np.clip([left, top, right, bottom], 0, [width, height, width, height])
+
+
+def _write_instance(
+    example: Example, index: int, box_xyxy: np.ndarray, label: int, mask: np.ndarray
+) -> None:
+    example["boxes"][index] = box_xyxy
+    example["labels"][index] = label
+    example["centers"][index] = center_of_mass(mask)
+    packed = pack_masks(shrink_mask(mask))
+    example["masks"][index, : packed.shape[0], : packed.shape[1]] = packed
+    example["instance_valid"][index] = True

@@ -1,0 +1,30 @@
+"""Focal loss of the category branch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from solojax.structures import Array
+
+
+def category_focal_loss(
+    logits: Array, category: Array, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Array:
+    """Sigmoid focal loss of every cell and class (thesis 3.2.3; Lin et al. 2017).
+
+    Computed in float32 whatever the logits are, as in the published systems.
+
+    Args:
+      logits: (B, G, K).
+      category: (B, G) int in [0, K]; K is background, all of whose targets are 0.
+      alpha: weight of the positive targets; negatives weigh 1 - alpha.
+      gamma: exponent that plays down what is already right.
+
+    Returns:
+      (B, G, K) float32, unreduced.
+    """
+    targets = jax.nn.one_hot(category, logits.shape[-1], dtype=jnp.float32)
+    logits = logits.astype(jnp.float32)
+    return optax.losses.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma)

@@ -1,0 +1,212 @@
+"""The layers that every network here is made of.
+
+Parameters are float32 (or float64 in float64 tests); `dtype` is the compute type of convolutions.
+None keeps the type of input and parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from solojax.errors import InputError
+from solojax.structures import Array
+
+NORMS = ("frozen_batch_norm", "batch_norm", "group_norm")
+
+
+class Conv(nn.Module):
+    """Square 2-D convolution with PyTorch's symmetric padding (kernel_size // 2).
+
+    A 1x1 kernel is a matrix product over the channels: the same arithmetic, several times faster
+    on CPU and equal on TPU. Kernel layout HWIO, param names `kernel` and `bias`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the kernel.
+      stride: of both axes.
+      use_bias: whether a bias is added.
+      kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias.
+      dtype: compute type.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), features)."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.kernel_size == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+        else:
+            pad = self.kernel_size // 2
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((pad, pad), (pad, pad)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return y if bias is None else y + bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation in PyTorch's semantics (eps 1e-5, momentum 0.1, unbiased running var).
+
+    While training, statistics are those of the valid rows of the global batch, whatever the
+    number of devices. Statistics are computed in float32.
+
+    Attributes:
+      use_running_average: normalise with the stored statistics and leave them alone.
+      momentum: weight of the new statistics in the running ones.
+      epsilon: added to the variance.
+      scale_init: initialiser of the scale.
+      dtype: compute type.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    scale_init: Callable = nn.initializers.ones
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, row_mask: Array | None = None) -> Array:
+        """(B, H, W, C) to the same; `row_mask` (B,) bool tells which rows count."""
+        channels = (x.shape[-1],)
+        mean_var = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        if self.use_running_average:
+            mean, var = mean_var.value, var_var.value
+        else:
+            mean, var, count = _batch_statistics(x, row_mask)
+            if not self.is_initializing():
+                keep, unbiased = 1.0 - self.momentum, var * (count / jnp.maximum(count - 1, 1))
+                mean_var.value = keep * mean_var.value + self.momentum * mean
+                var_var.value = keep * var_var.value + self.momentum * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        offset = bias - mean * factor
+        dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
+        return (x * factor + offset).astype(dtype)
+
+
+def _batch_statistics(x: Array, row_mask: Array | None) -> tuple[Array, Array, Array]:
+    """Mean, biased variance and count over batch and space, per channel."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if row_mask is None:
+        weight = jnp.ones((x.shape[0], 1, 1, 1), x.dtype)
+    else:
+        weight = row_mask.astype(x.dtype)[:, None, None, None]
+    count = jnp.maximum(jnp.sum(weight), 1.0) * (x.shape[1] * x.shape[2])
+    mean = jnp.sum(x * weight, axis=(0, 1, 2)) / count
+    var = jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)) / count
+    return mean, var, count
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with eps 1e-5; statistics in float32.
+
+    Attributes:
+      num_groups: groups; the channels must divide by it.
+      dtype: compute type.
+    """
+
+    num_groups: int = 32
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) to the same."""
+        if x.shape[-1] % self.num_groups:
+            raise InputError(
+                f"GroupNorm: {x.shape[-1]} channels do not divide into {self.num_groups} groups; "
+                "choose a channel count that is a multiple"
+            )
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        grouped = exact.reshape(*x.shape[:3], self.num_groups, -1)
+        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
+        var = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
+        normalized = ((grouped - mean) * jax.lax.rsqrt(var + 1e-5)).reshape(x.shape)
+        dtype = self.dtype or exact.dtype
+        return (normalized * scale + bias).astype(dtype)
+
+
+class ConvNormRelu(nn.Module):
+    """The heads' block: 3x3 (or 1x1) convolution without bias, GroupNorm, ReLU.
+
+    Weights are drawn from N(0, 0.01^2), as published.
+
+    Attributes:
+      features: output channels.
+      kernel_size: 3 or 1.
+      num_groups: of the GroupNorm.
+      dtype: compute type.
+    """
+
+    features: int
+    kernel_size: int = 3
+    num_groups: int = 32
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, h, w, C) to (B, h, w, features)."""
+        init = nn.initializers.normal(0.01)
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            use_bias=False,
+            kernel_init=init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = GroupNorm(self.num_groups, dtype=self.dtype, name="norm")(x)
+        return nn.relu(x)
+
+
+def backbone_norm(
+    x: Array, kind: str, *, name: str, train: bool, row_mask: Array | None, dtype: Any
+) -> Array:
+    """Normalises inside a compact module, by the name of the norm.
+
+    Args:
+      x: (B, H, W, C).
+      kind: "frozen_batch_norm" (stored statistics, affine parameters train), "batch_norm"
+        (statistics of the batch while training) or "group_norm".
+      name: of the submodule.
+      train: whether batch statistics may be used.
+      row_mask: (B,) rows that count in them.
+      dtype: compute type.
+
+    Raises:
+      InputError: on another kind.
+    """
+    if kind == "group_norm":
+        return GroupNorm(dtype=dtype, name=name)(x)
+    if kind not in NORMS:
+        raise InputError(f"backbone norm {kind!r} is unknown; use one of {', '.join(NORMS)}")
+    running = kind == "frozen_batch_norm" or not train
+    return BatchNorm(use_running_average=running, dtype=dtype, name=name)(x, row_mask)
+
+
+max_pool_3x3 = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

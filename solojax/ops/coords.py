@@ -1,0 +1,37 @@
+"""Coordinate maps that tell a convolution where it is (CoordConv, thesis 3.2.2)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from solojax.structures import Array
+
+
+def linspace_symmetric(length: int) -> np.ndarray:
+    """`length` float32 values from -1 to 1, exactly antisymmetric, as torch.linspace makes them.
+
+    The upper half counts down from 1, so that rounding is mirrored; np.linspace is not. Product
+    and sum are rounded together, once, as a fused multiply-add does.
+    """
+    if length == 1:
+        return np.array([-1.0], np.float32)
+    step = np.float64(np.float32(2.0) / np.float32(length - 1))
+    index = np.arange(length)
+    up = -1.0 + step * index
+    down = 1.0 - step * (length - 1 - index)
+    return np.where(index < length // 2, up, down).astype(np.float32)
+
+
+def coordinate_map(height: int, width: int) -> np.ndarray:
+    """(height, width, 2) float32: x then y, each from -1 to 1 over the whole map."""
+    ys, xs = np.meshgrid(linspace_symmetric(height), linspace_symmetric(width), indexing="ij")
+    return np.stack([xs, ys], axis=-1)
+
+
+def append_coordinates(features: Array) -> Array:
+    """Appends the two coordinate channels: (B, h, w, C) to (B, h, w, C + 2), dtype kept."""
+    batch, height, width, _ = features.shape
+    coords = jnp.asarray(coordinate_map(height, width), features.dtype)
+    coords = jnp.broadcast_to(coords, (batch, height, width, 2))
+    return jnp.concatenate([features, coords], axis=-1)

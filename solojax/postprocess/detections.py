@@ -1,0 +1,208 @@
+"""From network outputs to a fixed number of scored masks, in one jitted program.
+
+Published order: sigmoid, points-NMS, score threshold, masks, binary at 0.5, drop small masks, score
+times maskness, the best `nms_pre`, Matrix NMS, score threshold, the best `max_detections`.
+Candidates are padded to a fixed number and handled a chunk at a time; chunks that hold no candidate
+are not computed, so an image with few candidates is cheap whatever the padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solojax.errors import InputError
+from solojax.ops.boxes import boxes_from_masks
+from solojax.ops.mask_decoding import decode_dynamic, gather_cells
+from solojax.ops.masks import (
+    iou_from_intersection,
+    mask_area,
+    mask_intersection,
+    maskness,
+    pack_masks,
+    unpack_masks,
+)
+from solojax.ops.nms import matrix_nms, points_nms
+from solojax.structures import Array, Detections, GridSpec, SegmenterOutputs
+
+CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionSettings:
+    """Inference settings; the defaults are the published ones.
+
+    Attributes:
+      score_threshold: candidates must be above it before masks are made.
+      max_candidates: M, (cell, class) candidates whose masks are made, best scores first. The
+        published code has no such bound; those beyond it are counted in `Detections.overflow`.
+      mask_threshold: probability above which a pixel is foreground.
+      nms_pre: masks that enter Matrix NMS.
+      nms_kernel: "gaussian" or "linear".
+      nms_sigma: of the Gaussian kernel, in exp(-sigma iou^2).
+      update_threshold: least score that survives Matrix NMS.
+      max_detections: detections per image.
+    """
+
+    score_threshold: float = 0.1
+    max_candidates: int = 1024
+    mask_threshold: float = 0.5
+    nms_pre: int = 500
+    nms_kernel: str = "gaussian"
+    nms_sigma: float = 2.0
+    update_threshold: float = 0.05
+    max_detections: int = 100
+
+    def __post_init__(self):
+        if not self.max_detections <= self.nms_pre <= self.max_candidates:
+            raise InputError(
+                f"evaluation: max_detections {self.max_detections} <= nms_pre {self.nms_pre} <= "
+                f"max_candidates {self.max_candidates} must hold; raise the later ones"
+            )
+
+
+def category_scores(category_logits: Array, grid: GridSpec) -> Array:
+    """Sigmoid scores after points-NMS on every level: (B, G, K) logits to (B, G, K) float32."""
+    scores = jax.nn.sigmoid(category_logits.astype(jnp.float32))
+    batch, _, classes = scores.shape
+    levels = []
+    for offset, side in zip(grid.level_offsets, grid.num_grids, strict=True):
+        level = scores[:, offset : offset + side * side]
+        level = points_nms(level.reshape(batch, side, side, classes))
+        levels.append(level.reshape(batch, side * side, classes))
+    return jnp.concatenate(levels, axis=1)
+
+
+def detect(
+    outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSettings
+) -> Detections:
+    """Detections of a batch, at fixed shapes.
+
+    Args:
+      outputs: logits of the network.
+      grid: the levels that the cells belong to.
+      settings: thresholds and sizes.
+
+    Returns:
+      Detections padded to `settings.max_detections`, score-descending.
+    """
+    scores, cells, labels, overflow = _candidates(outputs, grid, settings)
+    kernels = gather_cells(outputs.kernels, cells)
+    masks, areas, quality = _candidate_masks(
+        kernels, outputs.mask_features, scores > 0, settings.mask_threshold
+    )
+    strides = np.repeat(np.asarray(grid.strides, np.float32), grid.cells_per_level)
+    scores = jnp.where(areas > jnp.asarray(strides)[cells], scores * quality, 0.0)
+
+    scores, order = jax.lax.top_k(scores, settings.nms_pre)
+    pick = functools.partial(_pick, order=order)
+    labels, kernels, masks, areas = map(pick, (labels, kernels, masks, areas))
+    valid = scores > 0
+    iou = _packed_iou(masks, areas, valid)
+    scores = matrix_nms(
+        iou, labels, scores, valid, kernel=settings.nms_kernel, sigma=settings.nms_sigma
+    )
+
+    scores = jnp.where(scores >= settings.update_threshold, scores, 0.0)
+    scores, order = jax.lax.top_k(scores, settings.max_detections)
+    probabilities = jax.nn.sigmoid(decode_dynamic(_pick(kernels, order), outputs.mask_features))
+    valid = scores > 0
+    return Detections(
+        scores=scores,
+        labels=jnp.where(valid, _pick(labels, order), 0),
+        boxes=_canvas_boxes(probabilities > settings.mask_threshold, valid),
+        masks=jnp.where(valid[..., None, None], probabilities, 0.0),
+        valid=valid,
+        overflow=overflow,
+    )
+
+
+def _pick(values: Array, order: Array) -> Array:
+    """Rows of axis 1 by (B, M) indices, whatever axes follow."""
+    index = order.reshape(order.shape + (1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1)
+
+
+def _candidates(
+    outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSettings
+) -> tuple[Array, Array, Array, Array]:
+    """Best (cell, class) pairs above the threshold: scores, cells, labels (B, M), overflow (B,)."""
+    scores = category_scores(outputs.category_logits, grid)
+    batch, _, classes = scores.shape
+    flat = scores.reshape(batch, -1)
+    flat = jnp.where(flat > settings.score_threshold, flat, 0.0)
+    total = jnp.sum(flat > 0, axis=1, dtype=jnp.int32)
+    size = min(settings.max_candidates, flat.shape[1])
+    best, index = jax.lax.top_k(flat, size)
+    short = ((0, 0), (0, settings.max_candidates - size))
+    best, index = jnp.pad(best, short), jnp.pad(index, short)
+    overflow = jnp.maximum(total - settings.max_candidates, 0)
+    return best, index // classes, index % classes, overflow
+
+
+def _candidate_masks(
+    kernels: Array, features: Array, valid: Array, threshold: float
+) -> tuple[Array, Array, Array]:
+    """Packed binary masks (B, M, h, w/8), areas (B, M) and maskness (B, M) of the candidates."""
+    height, width = features.shape[1:3]
+    batch, count = kernels.shape[:2]
+
+    def chunk_masks(start, size):
+        part = jax.lax.dynamic_slice_in_dim(kernels, start, size, axis=1)
+        probabilities = jax.nn.sigmoid(decode_dynamic(part, features))
+        binary = probabilities > threshold
+        return pack_masks(binary), mask_area(binary), maskness(probabilities, binary)
+
+    empty = (
+        jnp.zeros((batch, count, height, -(-width // 8)), jnp.uint8),
+        jnp.zeros((batch, count), jnp.float32),
+        jnp.zeros((batch, count), jnp.float32),
+    )
+    return _over_chunks(chunk_masks, empty, valid)
+
+
+def _packed_iou(masks: Array, areas: Array, valid: Array) -> Array:
+    """Pairwise IoU (B, M, M) of packed masks (B, M, h, w/8), a chunk of rows at a time."""
+    batch, count = areas.shape
+    everything = unpack_masks(masks)
+
+    def chunk_rows(start, size):
+        part = jax.lax.dynamic_slice_in_dim(masks, start, size, axis=1)
+        return (mask_intersection(unpack_masks(part), everything),)
+
+    empty = (jnp.zeros((batch, count, count), jnp.float32),)
+    (intersection,) = _over_chunks(chunk_rows, empty, valid)
+    return iou_from_intersection(intersection, areas, areas)
+
+
+def _over_chunks(compute, buffers, valid: Array):
+    """Fills the buffers' axis 1 chunk by chunk, as far as any row of the batch is valid.
+
+    Valid candidates come first. `compute(start, size)` returns one part per buffer. The last chunk
+    is moved back so as not to pass the end; what it computes twice is equal.
+    """
+    count = valid.shape[1]
+    size = min(CHUNK, count)
+    needed = jnp.max(jnp.sum(valid, axis=1))
+
+    def fill(carry):
+        index, filled = carry
+        start = jnp.minimum(index * size, count - size)
+        filled = tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=1)
+            for whole, part in zip(filled, compute(start, size), strict=True)
+        )
+        return index + 1, filled
+
+    return jax.lax.while_loop(
+        lambda carry: carry[0] * size < needed, fill, (jnp.int32(0), buffers)
+    )[1]
+
+
+def _canvas_boxes(binary: Array, valid: Array, scale: int = 4) -> Array:
+    """Tight boxes in canvas pixels around masks at 1/4 scale, 0 where invalid."""
+    return jnp.where(valid[..., None], boxes_from_masks(binary) * scale, 0.0)

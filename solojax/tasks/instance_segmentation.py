@@ -1,0 +1,205 @@
+"""Instance segmentation: batches to losses, batches to detections."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from solojax.errors import InputError
+from solojax.losses.dice import dice_loss
+from solojax.losses.focal import category_focal_loss
+from solojax.models.resnet import is_frozen
+from solojax.ops.images import normalize_image
+from solojax.ops.mask_decoding import decode_dynamic, gather_cells
+from solojax.ops.masks import unpack_masks
+from solojax.postprocess.detections import DetectionSettings, detect
+from solojax.structures import (
+    Array,
+    Batch,
+    Detections,
+    GridSpec,
+    GridTargets,
+    PyTree,
+    SegmenterOutputs,
+)
+from solojax.targets.grid import grid_targets
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceSegmentation:
+    """SOLOv2 as a task; see `solojax.tasks` for the functions.
+
+    Attributes:
+      model: images to SegmenterOutputs.
+      grid: the levels that targets and post-processing share with the model.
+      num_classes: K.
+      max_positives: P, positive pairs per image.
+      pixel_mean: RGB, in [0, 255].
+      pixel_std: RGB.
+      mask_weight: of the Dice loss (lambda of equation 4.2).
+      category_weight: of the focal loss.
+      focal_alpha: of the focal loss.
+      focal_gamma: of the focal loss.
+      dice_epsilon: see `dice_loss`.
+      loss_group_images: images over which the losses are averaged before the mean over groups;
+        None is the global batch. The published code averages per GPU of 2 images.
+      frozen_stages: of the backbone, whose parameters do not train.
+      train_norm_affine: whether scale and bias of the backbone's norms train.
+      dtype: compute type of the network.
+      detection: inference settings.
+    """
+
+    model: nn.Module
+    grid: GridSpec
+    num_classes: int
+    max_positives: int = 512
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mask_weight: float = 3.0
+    category_weight: float = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    dice_epsilon: float = 1e-3
+    loss_group_images: int | None = None
+    frozen_stages: int = -1
+    train_norm_affine: bool = True
+    dtype: Any = jnp.float32
+    detection: DetectionSettings = dataclasses.field(default_factory=DetectionSettings)
+
+    def init(self, rng: Array, batch: Batch) -> PyTree:
+        """Variables of the network, for images of the batch's shape."""
+        return self.model.init(rng, jnp.zeros(batch.image.shape, self.dtype))
+
+    def targets(self, batch: Batch) -> GridTargets:
+        """Positive cells of a batch; rows that are not valid have none."""
+        instances = batch.instances
+        instances = instances.replace(valid=instances.valid & batch.valid[:, None])
+        canvas = batch.image.shape[1:3]
+        return grid_targets(instances, self.grid, canvas, self.num_classes, self.max_positives)
+
+    def row_weights(self, batch: Batch) -> dict[str, Array]:
+        """What the rows' loss sums are multiplied by: {"mask": (B,), "category": (B,)}.
+
+        The mask loss is a mean over positive pairs, the category loss a sum over cells divided by
+        the number of positive cells + 1, both over groups of `loss_group_images` images.
+        """
+        targets = self.targets(batch)
+        pairs = jnp.sum(targets.valid, axis=1, dtype=jnp.float32)
+        cells = jnp.sum(targets.owner >= 0, axis=1, dtype=jnp.float32)
+        size = self.loss_group_images or pairs.shape[0]
+        if pairs.shape[0] % size:
+            raise InputError(
+                f"loss.group_images {size} does not divide the batch of {pairs.shape[0]} images; "
+                "choose a divisor of train.batch_size"
+            )
+        return {
+            "mask": _group_reciprocal(pairs, size, 0.0),
+            "category": _group_reciprocal(cells, size, 1.0),
+        }
+
+    def loss_fn(
+        self, params: PyTree, state: Any, batch: Batch, rng: Array, weights: dict[str, Array]
+    ) -> tuple[Array, tuple[dict, dict]]:
+        """Weighted focal and Dice losses (equation 4.2), summed over the rows.
+
+        Args:
+          params: parameters of the network.
+          state: anything with `batch_stats`.
+          batch: rows to learn from.
+          rng: unused; SOLOv2 draws nothing on the device.
+          weights: from `row_weights` of the whole batch.
+
+        Returns:
+          The loss, and (updates with "batch_stats", metrics).
+        """
+        del rng
+        targets = self.targets(batch)
+        outputs, batch_stats = self._forward_train(params, state.batch_stats, batch)
+        mask_rows = self._mask_loss(outputs, targets, batch)
+        category_rows = self._category_loss(outputs, targets, batch)
+        mask = self.mask_weight * jnp.sum(mask_rows * weights["mask"])
+        category = self.category_weight * jnp.sum(category_rows * weights["category"])
+        loss = mask + category
+        metrics = {
+            "loss": loss,
+            "loss/mask": mask,
+            "loss/category": category,
+            "targets/positive_pairs": jnp.sum(targets.valid, dtype=jnp.float32),
+            "targets/overflow": jnp.sum(targets.overflow, dtype=jnp.float32),
+            "data/dropped_instances": jnp.sum(batch.dropped_instances, dtype=jnp.float32),
+            "data/broken_images": jnp.sum(~batch.valid, dtype=jnp.float32),
+        }
+        return loss, ({"batch_stats": batch_stats}, metrics)
+
+    def forward(self, variables: PyTree, batch: Batch) -> SegmenterOutputs:
+        """The network's outputs at inference."""
+        return self.model.apply(variables, self._normalized(batch))
+
+    def predict(self, variables: PyTree, batch: Batch) -> Detections:
+        """Detections of a batch; rows that are not valid have none."""
+        detections = detect(self.forward(variables, batch), self.grid, self.detection)
+        return detections.replace(valid=detections.valid & batch.valid[:, None])
+
+    def is_trainable(self, path: tuple[str, ...]) -> bool:
+        """False in the backbone's frozen stages, and in its norms unless they train."""
+        if path[0] != "backbone":
+            return True
+        is_norm = any(part.startswith("bn") or part.endswith("_bn") for part in path)
+        return not is_frozen(path[1], self.frozen_stages) and (
+            self.train_norm_affine or not is_norm
+        )
+
+    def _normalized(self, batch: Batch) -> Array:
+        return normalize_image(
+            batch.image, batch.image_size, self.pixel_mean, self.pixel_std, self.dtype
+        )
+
+    def _forward_train(self, params, batch_stats, batch: Batch):
+        outputs, updated = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            self._normalized(batch),
+            train=True,
+            row_mask=batch.valid,
+            mutable=["batch_stats"],
+        )
+        return outputs, updated.get("batch_stats", batch_stats)
+
+    def _mask_loss(self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch) -> Array:
+        """Dice loss of every image's positive pairs, summed: (B,)."""
+        kernels = gather_cells(outputs.kernels, targets.cells)
+        probabilities = jax.nn.sigmoid(decode_dynamic(kernels, outputs.mask_features))
+        # The masks stay packed until they are used, so that P of them cost an eighth of a byte a
+        # pixel and the unpacking fuses into the sums.
+        packed = jnp.take_along_axis(
+            batch.instances.masks, targets.instances[:, :, None, None], axis=1
+        )
+        wanted = unpack_masks(packed, probabilities.shape[-1])
+        dice = dice_loss(probabilities, wanted, epsilon=self.dice_epsilon)
+        return jnp.sum(jnp.where(targets.valid, dice, 0.0), axis=1)
+
+    def _category_loss(
+        self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch
+    ) -> Array:
+        """Focal loss of every image's cells and classes, summed: (B,)."""
+        focal = category_focal_loss(
+            outputs.category_logits,
+            targets.category,
+            alpha=self.focal_alpha,
+            gamma=self.focal_gamma,
+        )
+        return jnp.where(batch.valid, jnp.sum(focal, axis=(1, 2)), 0.0)
+
+
+def _group_reciprocal(count: Array, size: int, offset: float) -> Array:
+    """1 / (groups * (offset + count in the row's group)) per row; 0 where a group counts nothing.
+
+    A group without objects has no mask loss (the published code fails there).
+    """
+    groups = count.shape[0] // size
+    total = jnp.sum(count.reshape(groups, size), axis=1) + offset
+    weight = jnp.where(total > 0, 1.0 / jnp.maximum(total, 1.0), 0.0) / groups
+    return jnp.repeat(weight, size)

@@ -1,0 +1,107 @@
+"""One training step: loss, gradient, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from solojax.structures import Array, Batch, PyTree
+from solojax.tasks import Task
+from solojax.train.state import TrainState, merge_params, split_params
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    accumulate_steps: int = 1,
+    ema_decay: float | None = None,
+    schedule: optax.Schedule | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Builds the pure function (state, batch) -> (state, metrics).
+
+    Args:
+      task: what is learned.
+      optimizer: moves the trainable parameters; the others get no gradient at all.
+      seed: of the run; the step's key is folded from it and the step.
+      accumulate_steps: micro-batches that the batch is cut into.
+      ema_decay: of `state.ema_params`, None where none are kept.
+      schedule: reported as the metric "learning_rate".
+
+    Returns:
+      The step, to be jitted by the caller; metrics are float32 scalars.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        trainable, frozen = split_params(state.params, task.is_trainable)
+        # Denominators come from the whole batch, before it is cut.
+        weights = task.row_weights(batch)
+
+        def gradient(state, batch, weights, rng):
+            def loss_of(trainable):
+                params = merge_params(trainable, frozen)
+                return task.loss_fn(params, state, batch, rng, weights)
+
+            (_, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            return aux, grads
+
+        if accumulate_steps == 1:
+            (updates, metrics), grads = gradient(state, batch, weights, rng)
+            state = state.replace(**updates)
+        else:
+            state, metrics, grads = _accumulate(
+                gradient, state, batch, weights, rng, accumulate_steps
+            )
+
+        moves, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        params = merge_params(optax.apply_updates(trainable, moves), frozen)
+        metrics = dict(metrics, grad_norm=optax.global_norm(grads))
+        if schedule is not None:
+            metrics["learning_rate"] = schedule(state.step)
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                ema_params=_moving_average(state.ema_params, params, ema_decay),
+            ),
+            metrics,
+        )
+
+    return train_step
+
+
+def _accumulate(gradient, state, batch, weights, rng, parts: int):
+    """Sums gradients and metrics over micro-batches; updates pass from one to the next."""
+
+    def cut(x):
+        # Interleaved, so that every device keeps its own rows and nothing moves between devices.
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    micro_batches = jax.tree.map(cut, (batch, weights))
+
+    def body(carry, inputs):
+        state, sums = carry
+        index, (micro_batch, micro_weights) = inputs
+        key = jax.random.fold_in(rng, index)
+        (updates, metrics), grads = gradient(state, micro_batch, micro_weights, key)
+        return (state.replace(**updates), jax.tree.map(jnp.add, sums, (metrics, grads))), None
+
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    (_, metrics), grads = jax.eval_shape(gradient, state, *first, rng)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, grads))
+    (state, (metrics, grads)), _ = jax.lax.scan(
+        body, (state, zeros), (jnp.arange(parts), micro_batches)
+    )
+    return state, metrics, grads
+
+
+def _moving_average(average: PyTree, params: PyTree, decay: float | None) -> PyTree:
+    if average is None or decay is None:
+        return average
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

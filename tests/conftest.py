@@ -1,0 +1,18 @@
+"""What every test runs under: the CPU, four devices, and a compilation cache between runs."""
+
+from __future__ import annotations
+
+import os
+
+# JAX reads these when it is imported, which no test module has done yet. Four devices on one
+# processor let every test that is about sharding run anywhere; `JAX_PLATFORMS=cuda python -m pytest`
+# still wins.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+
+
+def pytest_configure(config):
+    """Keeps compiled programs in pytest's cache folder: the second run compiles next to nothing."""
+    if hasattr(config, "cache"):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
