@@ -30,9 +30,9 @@ def get_config() -> ConfigDict:
 
     config.data.root = "data/synthetic"
     config.data.train_annotations = "train.json"
-    config.data.train_images = "images"
+    config.data.train_images = "train"
     config.data.val_annotations = "val.json"
-    config.data.val_images = "images"
+    config.data.val_images = "val"
     config.data.short_sides = (224,)
     config.data.long_side = 224
     config.data.max_instances = 16

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 # JAX reads these when it is imported, which no test module has done yet. Four devices on one
-# processor let every test that is about sharding run anywhere; `JAX_PLATFORMS=cuda python -m pytest`
-# still wins.
+# processor let every test about sharding run anywhere. What the environment says already wins.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 

@@ -7,7 +7,7 @@ arguments.
 from solojax.config.base import base_config
 from solojax.config.files import find_config, shipped_configs
 from solojax.config.json_text import from_json, to_json
-from solojax.config.loading import load_config
+from solojax.config.loading import apply_overrides, load_config
 from solojax.config.schedule import (
     evaluation_interval,
     milestone_steps,
@@ -18,6 +18,7 @@ from solojax.config.validation import validate
 from solojax.config.variants import parse_variants
 
 __all__ = [
+    "apply_overrides",
     "base_config",
     "evaluation_interval",
     "find_config",

@@ -41,6 +41,8 @@ def _model() -> ConfigDict:
     model.backbone = ConfigDict()
     # Of the ResNet: 18 | 34 | 50 | 101.
     model.backbone.depth = 50
+    # Channels of its stem and first stage; the published networks have 64.
+    model.backbone.width = 64
     # frozen_batch_norm (stored statistics) | batch_norm (over the global batch) | group_norm.
     model.backbone.norm = "frozen_batch_norm"
     # Parts that do not train: -1 none, 0 the stem, 1 the stem and the first stage, up to 4 all.
@@ -167,7 +169,7 @@ def _train() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
-    # sgd.
+    # sgd (PyTorch's) | adamw (for runs of minutes; reads no momentum).
     optimizer.name = "sgd"
     # At a batch of reference_batch images; a run's own is learning_rate * batch_size /
     # reference_batch. reference_batch None: learning_rate as it stands.

@@ -17,7 +17,7 @@ def _shipped_folder() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the files of the configs that come with the package, by name (`configs/solov2.py`)."""
+    """Returns the configs that come with the package: name (`configs/solov2.py`) to file."""
     return {f"configs/{path.name}": path for path in sorted(_shipped_folder().glob("*.py"))}
 
 

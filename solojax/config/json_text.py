@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,7 +19,7 @@ from solojax.errors import InputError
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON text, one key a line, in the order of `base_config`."""
+    """Returns the config as JSON text, one key a line."""
     return json.dumps(config.to_dict(), indent=2)
 
 
@@ -49,4 +48,3 @@ def from_json(text: str) -> ConfigDict:
             raise InputError(f"config key '{path}' is {value!r}: {error}") from error
     check_keys(config)
     return config
-

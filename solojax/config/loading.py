@@ -55,11 +55,20 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config = _call_get_config(find_config(name), [variants] if colon else [])
     check_keys(config)
     config.lock()
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Sets `--config.key=value` overrides in a config, the last of a key winning, and checks it.
+
+    Raises:
+      InputError: a key is unknown, a value is of the wrong type or makes no sense.
+    """
     for override in overrides:
         path, value = _parse_override(override)
         set_value(config, path, value)
     validate(config)
-    return config
 
 
 def _call_get_config(path: Path, arguments: list[str]) -> ConfigDict:
@@ -125,4 +134,3 @@ def _parse_value(path: str, text: str, key: Key) -> Any:
             f"--config.{path}={text}: '{text}' does not fit, give {describe_kind(key)}"
         ) from error
     return nested_tuples(value) if key.kind is tuple else value
-

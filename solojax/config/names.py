@@ -20,7 +20,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def _likeness(name: str, candidate: str) -> float:
-    written, last = name.rpartition(".")[2], candidate.rpartition(".")[2]
+    written, last = (text.rpartition(".")[2].lstrip("-") for text in (name, candidate))
     initials = "".join(word[0] for word in last.split("_") if word)
     bonus = 1.0 if written == last or (len(written) > 1 and written == initials) else 0.0
     return bonus + difflib.SequenceMatcher(None, name, candidate).ratio()

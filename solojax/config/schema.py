@@ -23,7 +23,7 @@ class Key:
 
 @functools.cache
 def known_keys() -> dict[str, Key]:
-    """Returns every key by its dotted path, in the order of `base_config`."""
+    """Returns every key by its dotted path, in alphabetical order within a group."""
     return dict(_keys(base_config(), ""))
 
 
@@ -65,12 +65,10 @@ def unknown_key_error(path: str) -> InputError:
     known = known_keys()
     below = [key for key in known if key.startswith(f"{path}.")]
     if below:
-        return InputError(
-            f"config key '{path}' is a group: set one of {', '.join(below)}"
-        )
+        return InputError(f"config key '{path}' is a group: set one of {', '.join(below)}")
     group = path.rpartition(".")[0]
     beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == group]
-    listing = f"; '{group}' has {', '.join(beside)}" if group and beside else ""
+    listing = f" Keys of '{group}' are {', '.join(beside)}" if group and beside else ""
     return InputError(
         f"unknown config key '{path}': did you mean '{nearest_name(path, known)}'?{listing}"
     )

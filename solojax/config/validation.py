@@ -18,7 +18,7 @@ _CHOICES = {
     "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
     "model.backbone.frozen_stages": (-1, 0, 1, 2, 3, 4),
     "data.canvas": ("multiple_of_32", "buckets"),
-    "optimizer.name": ("sgd",),
+    "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
     "evaluation.canvas": ("multiple_of_32", "buckets"),
     "evaluation.nms": ("matrix",),
@@ -103,16 +103,19 @@ def _check_number(path: str, value: float) -> None:
         raise _error(path, value, "give more than 0")
 
 
-def _check_tuple(path: str, values: tuple, kind: type, length: int | None = None) -> None:
-    """Checks that all entries are whole (kind int) or any (kind float) positive numbers."""
+def _check_tuple(
+    path: str, values: tuple, kind: type, length: int | None = None, above: float = 0
+) -> None:
+    """Checks that all entries are whole (kind int) or any (kind float) numbers beyond `above`."""
     allowed = (int,) if kind is int else (int, float)
     words = "whole numbers" if kind is int else "numbers"
     if not values or (length is not None and len(values) != length):
         count = length or "one or more"
         raise _error(path, values, f"give {count} {words} with commas between them")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, allowed) or not value > 0:
-            raise _error(path, values, f"{value!r} must be one of its {words} above 0")
+        if isinstance(value, bool) or not isinstance(value, allowed) or not value > above:
+            limit = f" above {above}" if math.isfinite(above) else ""
+            raise _error(path, values, f"{value!r} is among it, give {words}{limit}")
 
 
 def _check_model(model: ConfigDict) -> None:
@@ -123,7 +126,7 @@ def _check_model(model: ConfigDict) -> None:
     ):
         if channels % _GROUP_NORM_GROUPS:
             raise _error(path, channels, f"give a multiple of {_GROUP_NORM_GROUPS}, for GroupNorm")
-    _check_tuple("model.pixel_mean", tuple(value + 256 for value in model.pixel_mean), float, 3)
+    _check_tuple("model.pixel_mean", model.pixel_mean, float, 3, above=-math.inf)
     _check_tuple("model.pixel_std", model.pixel_std, float, 3)
     _check_tuple("model.grid.num_grids", model.grid.num_grids, int)
     _check_tuple("model.grid.strides", model.grid.strides, int)

@@ -16,7 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from solojax.data.plan import PADDING, EvalPlan, Size, StepPlan, TrainPlan
+from solojax.data.canvas import Size
+from solojax.data.plan import PADDING, EvalPlan, StepPlan, TrainPlan
 from solojax.errors import BrokenImage, InputError
 from solojax.structures import Batch, Instances
 
@@ -77,7 +78,9 @@ def train_batches(
       process_index: p, of this process.
       process_count: P; must divide the batch size.
       threads: that read rows, in this process or in each worker; 0 reads when asked.
-      workers: processes that read rows; 0 uses the threads of this process alone.
+      workers: processes that read rows; 0 uses the threads of this process alone. Workers pay where
+        `load_row` holds Python's lock for long; they take seconds to start, and handing over a row
+        of 800 x 1344 pixels costs milliseconds.
       prefetch: batches that are read ahead.
 
     Returns:
@@ -275,12 +278,17 @@ class _Collate:
             if problem and index not in self._logged:
                 self._logged.add(index)
                 _logger.warning("image left out: %s", problem)
-        return Batch(
-            **{name: _stack(examples, name) for name in _BATCH_FIELDS},
-            instances=Instances(
-                **{name: _stack(examples, key) for name, key in _INSTANCE_FIELDS.items()}
-            ),
-        )
+        return stack_examples(examples)
+
+
+def stack_examples(examples: Sequence[Example]) -> Batch:
+    """Makes a batch of rows of one canvas; see `train_batches` for the form of an example."""
+    return Batch(
+        **{name: _stack(examples, name) for name in _BATCH_FIELDS},
+        instances=Instances(
+            **{name: _stack(examples, key) for name, key in _INSTANCE_FIELDS.items()}
+        ),
+    )
 
 
 def _stack(examples: Sequence[Example], key: str) -> np.ndarray:

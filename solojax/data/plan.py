@@ -12,14 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from solojax.data.canvas import CanvasPolicy, Size
 from solojax.errors import InputError
 
-Size = tuple[int, int]
-ChooseCanvas = Callable[[Sequence[Size]], Size]
 ResizedShape = Callable[[int, int, int, int], Size]
 
 # What a stream of random bits is for. Part of what makes a run repeatable: never renumber.
@@ -87,7 +86,7 @@ class TrainPlan:
     short_sides: tuple[int, ...]
     long_side: int
     flip_probability: float
-    choose_canvas: ChooseCanvas
+    choose_canvas: CanvasPolicy
     resized_shape: ResizedShape
     group_by_orientation: bool
 
@@ -147,7 +146,7 @@ class EvalPlan:
     batch_size: int
     short_side: int
     long_side: int
-    choose_canvas: ChooseCanvas
+    choose_canvas: CanvasPolicy
     resized_shape: ResizedShape
 
     def __post_init__(self):

@@ -14,8 +14,10 @@ def decode_segmentation(
 ) -> np.ndarray:
     """Rasterises a segmentation at a target size.
 
-    Polygons are scaled first and rasterised at the target size. Run lengths are decoded and
-    resized to the nearest pixel centre, which commutes with flipping.
+    Polygons are scaled first and rasterised at the target size. Run lengths are decoded, then each
+    target pixel takes the source pixel that its centre falls into: the alignment of the image's
+    own bilinear resize. (OpenCV's INTER_NEAREST is half a pixel off, INTER_NEAREST_EXACT is not
+    exact where a centre falls on an edge.)
 
     Args:
       segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels of the image, or run lengths
@@ -33,13 +35,11 @@ def decode_segmentation(
         rle = segmentation
         if isinstance(rle["counts"], list | tuple):
             rle = mask_utils.frPyObjects(rle, height, width)
-        mask = _decode(rle)
-        if (out_height, out_width) != (height, width):
-            mask = cv2.resize(mask, (out_width, out_height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return mask
+        return _decode_resized(rle, out_height, out_width)
     scale = np.array([out_width / width, out_height / height])
     scaled = [(np.reshape(polygon, (-1, 2)) * scale).reshape(-1) for polygon in segmentation]
-    return _decode(mask_utils.merge(mask_utils.frPyObjects(scaled, out_height, out_width)))
+    rle = mask_utils.merge(mask_utils.frPyObjects(scaled, out_height, out_width))
+    return _decode_resized(rle, out_height, out_width)
 
 
 def shrink_mask(mask: np.ndarray, factor: int = 4) -> np.ndarray:
@@ -76,6 +76,19 @@ def center_of_mass(mask: np.ndarray) -> np.ndarray:
     return np.asarray([moment / area for moment in moments], np.float32)
 
 
-def _decode(rle: Mapping) -> np.ndarray:
-    """Run lengths to a contiguous (H, W) array; pycocotools fills columns first."""
-    return cv2.transpose(mask_utils.decode(rle).T)
+def _decode_resized(rle: Mapping, out_height: int, out_width: int) -> np.ndarray:
+    """Run lengths to a contiguous (out_height, out_width) array.
+
+    pycocotools fills columns first, so columns are picked as rows of the transposed mask.
+    """
+    columns_first = mask_utils.decode(rle).T
+    width, height = columns_first.shape
+    if width != out_width:
+        columns_first = columns_first[_nearest(width, out_width)]
+    mask = cv2.transpose(columns_first)
+    return mask if height == out_height else mask[_nearest(height, out_height)]
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """floor((i + 1/2) * source / target) for every i below `target`, in whole numbers."""
+    return (2 * np.arange(target) + 1) * source // (2 * target)

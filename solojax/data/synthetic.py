@@ -63,8 +63,8 @@ def write_synthetic_dataset(
         function never deletes.
     """
     directory = Path(directory)
-    sizes = [[int(height), int(width)] for height, width in image_sizes]
-    _check_arguments(seed, num_train, num_val, sizes)
+    _check_counts(seed, num_train, num_val)
+    sizes = _checked_sizes(image_sizes)
     arguments = {
         "drawing_version": DRAWING_VERSION,
         "seed": seed,
@@ -82,17 +82,26 @@ def write_synthetic_dataset(
     _write_json(directory / STATUS_FILE, {"complete": True, **arguments})
 
 
-def _check_arguments(seed: int, num_train: int, num_val: int, sizes: list[list[int]]) -> None:
+def _check_counts(seed: int, num_train: int, num_val: int) -> None:
     if seed < 0:
         raise InputError(f"synthetic data: seed is {seed}; give 0 or more")
     for name, count in (("num_train", num_train), ("num_val", num_val)):
         if count < 1:
             raise InputError(f"synthetic data: {name} is {count}; give at least 1")
-    if not sizes or min(min(size) for size in sizes) < MIN_IMAGE_SIDE:
+
+
+def _checked_sizes(image_sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    try:
+        sizes = np.array(image_sizes)
+    except ValueError:  # rows of different lengths
+        sizes = np.array([])
+    is_table = sizes.ndim == 2 and sizes.shape[1] == 2 and sizes.dtype.kind == "i"
+    if not is_table or sizes.min() < MIN_IMAGE_SIDE:
         raise InputError(
-            f"synthetic data: image_sizes is {sizes}; give (height, width) pairs of at least "
+            f"synthetic data: image_sizes is {image_sizes}; give (height, width) pairs of at least "
             f"{MIN_IMAGE_SIDE} pixels a side"
         )
+    return sizes.tolist()
 
 
 def _is_complete(directory: Path, arguments: dict) -> bool:
@@ -101,7 +110,7 @@ def _is_complete(directory: Path, arguments: dict) -> bool:
     Raises InputError where it holds something that is not ours to replace.
     """
     status = _read_status(directory)
-    if status is None or not status["complete"]:
+    if status is None or not status.get("complete"):
         return False
     held = {key: value for key, value in status.items() if key != "complete"}
     if held != arguments:
@@ -125,7 +134,7 @@ def _read_status(directory: Path) -> dict | None:
         raise InputError(f"{directory} is a file; name a directory for the synthetic data set")
     path = directory / STATUS_FILE
     try:
-        return json.loads(path.read_text())
+        status = json.loads(path.read_text())
     except FileNotFoundError:
         if any(not _is_temporary(entry) for entry in directory.iterdir()):
             raise InputError(
@@ -133,8 +142,11 @@ def _read_status(directory: Path) -> dict | None:
                 "name an empty directory"
             ) from None
         return None
-    except json.JSONDecodeError:
-        raise InputError(f"{path} is no json; delete the directory or name another") from None
+    except ValueError:
+        status = None
+    if not isinstance(status, dict):
+        raise InputError(f"{path} is no status file; delete the directory or name another")
+    return status
 
 
 def _clear_leftovers(directory: Path, arguments: dict) -> None:

@@ -18,9 +18,9 @@ from solojax.data.synthetic_shapes import (
 from solojax.data.synthetic_textures import draw_background, draw_texture
 
 SMALL_SCALES = (14.0, 24.0)  # square root of the area, pixels, whatever the picture's size
-LARGE_SCALES = (0.17, 0.64)  # the same as a fraction of the root of the picture's area
-SMALL_SHARE = 0.25  # small by size; others become small because they are covered
-OBJECTS = (4, 10)  # how many are tried: from, up to but without
+LARGE_SCALES = (0.18, 0.64)  # the same as a fraction of the root of the picture's area
+SMALL_SHARE = 0.27  # small by size; others become small because they are covered
+OBJECTS = (5, 9)  # how many are tried: from, up to but without
 ATTEMPTS = 20  # positions tried for an object before it is left out
 MIN_VISIBLE_SHARE = 0.5  # what may be covered must leave the class decidable
 MIN_VISIBLE_AREA = 100  # pixels
@@ -129,9 +129,7 @@ def _rasterize(shape: tuple[np.ndarray, ...], label: int, scale: float) -> _Plac
     x1, y1, x2, y2 = shape_extent(shape)
     left, top = math.floor(x1), math.floor(y1)
     right, bottom = math.ceil(x2), math.ceil(y2)
-    coverage = rasterize_coverage(
-        shape, origin_xy=(left, top), size=(bottom - top, right - left)
-    )
+    coverage = rasterize_coverage(shape, origin_xy=(left, top), size=(bottom - top, right - left))
     return _Placement(label, coverage, (slice(top, bottom), slice(left, right)), scale)
 
 
@@ -146,9 +144,7 @@ def _leaves_enough_visible(placement: _Placement, objects: list[SceneObject]) ->
     return True
 
 
-def _add_object(
-    objects: list[SceneObject], placement: _Placement, size: tuple[int, int]
-) -> None:
+def _add_object(objects: list[SceneObject], placement: _Placement, size: tuple[int, int]) -> None:
     mask = np.zeros(size, bool)
     mask[placement.window] = placement.coverage >= 0.5
     for other in objects:
@@ -168,9 +164,9 @@ def _paint(
     # Few periods of a texture fit on a small object: strong ones would hide its outline.
     contrast = rng.uniform(0.15, 0.5) if small else rng.uniform(0.35, 0.9)
     surface = draw_texture(rng, *coverage.shape, contrast=contrast)
-    inside = cv2.distanceTransform(
-        np.pad((coverage >= 0.5).astype(np.uint8), 1), cv2.DIST_L2, 5
-    )[1:-1, 1:-1]
+    inside = cv2.distanceTransform(np.pad((coverage >= 0.5).astype(np.uint8), 1), cv2.DIST_L2, 5)[
+        1:-1, 1:-1
+    ]
     rim = np.exp(-inside / max(1.5, 0.1 * placement.scale))
     surface *= (1 - 0.4 * rim)[..., None]
     thickness = 1.0 if small else rng.uniform(1.2, 2.2)

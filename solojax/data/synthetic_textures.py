@@ -21,6 +21,8 @@ PALETTE = np.array(
 )  # fmt: skip
 """float32 (12, 3) RGB in [0, 255]."""
 
+DEFOCUS = (0.8, 1.8)  # standard deviation of the background's blur, pixels
+
 
 def draw_texture(
     rng: np.random.Generator, height: int, width: int, *, contrast: float = 1.0
@@ -97,13 +99,15 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     """Clutter without objects: textured regions, torn patches, lines and a gradient of light.
 
     Returns float32 (height, width, 3) RGB in [0, 255]. Regions and patches have irregular outlines,
-    so that none of them has the shape of a class.
+    so that none of them has the shape of a class. The whole is a little out of focus, as behind a
+    subject: the objects' edges are the sharp ones.
     """
     canvas = _textured_regions(rng, height, width)
     for _ in range(rng.integers(4, 9)):
         _paint_torn_patch(rng, canvas)
     for _ in range(rng.integers(5, 12)):
         _paint_line(rng, canvas)
+    canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(*DEFOCUS))
     return np.clip(canvas * _light(rng, height, width)[..., None], 0, 255)
 
 

@@ -19,8 +19,9 @@ _CANVAS_STEP = 32  # masks at 1/4 scale are packed eight pixels a byte
 def resized_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
     """(height, width) with the short side at `short_side`, or less where the long one exceeds.
 
-    As mmdetection and detectron2: one scale for both sides, rounded half up. Every side keeps at
-    least one pixel.
+    One scale for both sides, rounded half up, as mmdetection does it (detectron2 scales twice where
+    the long side exceeds, which rounds a rare tie the other way). Every side keeps at least one
+    pixel.
     """
     scale = short_side / min(height, width)
     if max(height, width) * scale > long_side:
@@ -146,8 +147,8 @@ def make_example(
         mask = _transform_mask(annotation, record, height, width, flip)
         if cv2.countNonZero(mask) < max(1, min_mask_area):
             continue
-        box = _transform_box(annotation, record, mask, flip)
-        if not (box[2] > box[0] and box[3] > box[1]):
+        left, top, right, bottom = box = _transform_box(annotation, record, mask, flip)
+        if left >= right or top >= bottom:
             continue
         if count == max_instances:
             dropped += 1
@@ -173,7 +174,7 @@ def _place_image(
         resized = image
     else:
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    canvas[:height, :width] = resized[:, ::-1] if flip else resized
+    canvas[:height, :width] = cv2.flip(resized, 1) if flip else resized
     example["image_size"][:] = height, width
     example["original_size"][:] = image.shape[:2]
     example["valid"] = np.bool_(True)
@@ -190,23 +191,23 @@ def _transform_mask(
 
 def _transform_box(
     annotation: Annotation, record: ImageRecord, mask: np.ndarray, flip: bool
-) -> np.ndarray:
-    """(4,) float64 xyxy of the resized and perhaps flipped image, clipped to it."""
+) -> tuple[float, float, float, float]:
+    """Box xyxy in the resized and perhaps flipped image, clipped to it."""
     height, width = mask.shape
     if annotation.bbox_xywh is None:
         x, y, box_width, box_height = cv2.boundingRect(mask)
-        return np.array([x, y, x + box_width, y + box_height], np.float64)
+        return x, y, x + box_width, y + box_height
     x, y, box_width, box_height = annotation.bbox_xywh
     x_scale, y_scale = width / record.width, height / record.height
     left, right = x * x_scale, (x + box_width) * x_scale
     top, bottom = y * y_scale, (y + box_height) * y_scale
     if flip:
         left, right = width - right, width - left
-    return np.clip([left, top, right, bottom], 0, [width, height, width, height])
+    return max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
 
 
 def _write_instance(
-    example: Example, index: int, box_xyxy: np.ndarray, label: int, mask: np.ndarray
+    example: Example, index: int, box_xyxy: tuple[float, ...], label: int, mask: np.ndarray
 ) -> None:
     example["boxes"][index] = box_xyxy
     example["labels"][index] = label

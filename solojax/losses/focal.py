@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from solojax.structures import Array
 
@@ -25,6 +24,8 @@ def category_focal_loss(
     Returns:
       (B, G, K) float32, unreduced.
     """
-    targets = jax.nn.one_hot(category, logits.shape[-1], dtype=jnp.float32)
+    positive = category[..., None] == jnp.arange(logits.shape[-1])
     logits = logits.astype(jnp.float32)
-    return optax.losses.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma)
+    wrong = jnp.where(positive, -logits, logits)  # the logit of the wrong answer
+    weight = jnp.where(positive, alpha, 1.0 - alpha)
+    return weight * jax.nn.sigmoid(wrong) ** gamma * jax.nn.softplus(wrong)

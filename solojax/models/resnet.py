@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, row_mask: Array | None) -> Array:
+    def __call__(self, x: Array, train: bool, row_mask: Array | None) -> Array:
         """(B, H, W, C) to (B, H / stride, W / stride, width or 4 * width)."""
 
         def conv_norm(value, features, kernel_size, stride, conv_name, norm_name):
@@ -77,17 +77,21 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: 18, 34, 50 or 101.
+      width: channels of the stem and of the first stage's 3x3 convolutions; 64 as published.
       norm: see `backbone_norm`.
       frozen_stages: stages whose BatchNorm keeps its statistics: -1 none, 0 the stem, n the stem
         and the first n stages. (Which parameters train is the task's affair.)
       stride_in_1x1: MSRA style, see `ResidualBlock`.
+      remat: compute the blocks' activations again in the backward pass instead of keeping them.
       dtype: compute type.
     """
 
     depth: int = 50
+    width: int = 64
     norm: str = "frozen_batch_norm"
     frozen_stages: int = 1
     stride_in_1x1: bool = False
+    remat: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -109,7 +113,7 @@ class ResNet(nn.Module):
                 f"ResNet depth {self.depth} is unknown; use one of {sorted(BLOCKS_PER_STAGE)}"
             )
         x = Conv(
-            64, 7, 2, use_bias=False, kernel_init=KAIMING, dtype=self.dtype, name="conv1"
+            self.width, 7, 2, use_bias=False, kernel_init=KAIMING, dtype=self.dtype, name="conv1"
         )(image)
         x = backbone_norm(
             x,
@@ -120,18 +124,19 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         x = max_pool_3x3(nn.relu(x))
+        block_class = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         features = []
         for stage, blocks in enumerate(BLOCKS_PER_STAGE[self.depth], start=1):
             for block in range(blocks):
-                x = ResidualBlock(
-                    width=64 * 2 ** (stage - 1),
+                x = block_class(
+                    width=self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and block == 0 else 1,
                     bottleneck=self.depth in BOTTLENECK_DEPTHS,
                     stride_in_1x1=self.stride_in_1x1,
                     norm=self.norm,
                     dtype=self.dtype,
                     name=f"layer{stage}_{block}",
-                )(x, train=train and stage > self.frozen_stages, row_mask=row_mask)
+                )(x, train and stage > self.frozen_stages, row_mask)
             features.append(x)
         return tuple(features)
 

@@ -125,7 +125,7 @@ def _level_cells(
     sigma = jnp.float32(grid.center_sigma)
     left, right = _axis_range(centers[:, 0], 0.5 * box_width * sigma, width, side)
     top, bottom = _axis_range(centers[:, 1], 0.5 * box_height * sigma, height, side)
-    steps = jnp.arange(2 * REACH + 1)
+    steps = jnp.arange(2 * REACH + 1, dtype=jnp.int32)
     rows, columns = top[:, None] + steps, left[:, None] + steps
     inside = (rows <= bottom[:, None])[:, :, None] & (columns <= right[:, None])[:, None, :]
     cells = grid.level_offsets[level] + rows[:, :, None] * side + columns[:, None, :]
@@ -153,13 +153,14 @@ def _image_targets(
     keep = jnp.stack([k for _, k in levels]).reshape(-1)
     per_instance = levels[0][0].shape[1]
     count = boxes.shape[0]
-    index = jnp.tile(jnp.repeat(jnp.arange(count), per_instance), grid.num_levels)
+    index = jnp.repeat(jnp.arange(count, dtype=jnp.int32), per_instance)
+    index = jnp.tile(index, grid.num_levels)
 
     claims = jnp.where(keep, cells, grid.num_cells)
     owner = jnp.full(grid.num_cells + 1, -1, jnp.int32).at[claims].max(index)[:-1]
     category = jnp.where(owner >= 0, labels[jnp.maximum(owner, 0)], num_classes)
 
-    rank = jnp.cumsum(keep) - 1
+    rank = jnp.cumsum(keep, dtype=jnp.int32) - 1
     slot = jnp.where(keep & (rank < max_positives), rank, max_positives)
     chosen = jnp.zeros(max_positives + 1, jnp.int32)
     total = jnp.sum(keep, dtype=jnp.int32)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,8 @@ STATE, RECORD = "state", "metadata"
 TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
 # Storage that refuses or does not answer says nothing about what it holds.
 _NOT_DAMAGE = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED")
+# How TensorStore's errors begin, which arrive as ValueError.
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 Layout = Mapping[str, Any]  # {path: [dtype, shape]}
 
@@ -49,10 +51,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by path, as in `opt_state/0/trace/neck/kernel`.
 
     Raises:
-      ValueError: a key holds a slash, or the tree has no leaf at all.
+      ValueError: a key holds a slash, two paths differ by nothing but a dot for a slash,
+        or the tree has no leaf at all.
       TypeError: a leaf is a typed PRNG key (store `jax.random.key_data` of it).
     """
-    leaves = {}
+    leaves, paths = {}, []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
         if not keys or any("/" in key or not key for key in keys):
@@ -60,8 +63,12 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended):
             raise TypeError(f"{'/'.join(keys)} is a typed PRNG key: store jax.random.key_data")
         leaves["/".join(keys)] = leaf
+        paths.append(".".join(keys))  # Orbax's own name of the leaf
     if not leaves:
         raise ValueError("a state without a leaf cannot be saved")
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"two leaves of the state would both be stored as {twice}")
     return leaves
 
 
@@ -115,12 +122,10 @@ def list_steps(directory: epath.Path) -> list[int]:
     )
 
 
-def save_arguments(
-    state: Any, record: Mapping[str, Any]
-) -> tuple[ocp.args.CheckpointArgs, dict[str, Any]]:
-    """What Orbax writes for a state, and the complete json record."""
+def save_arguments(state: Any, entries: Mapping[str, Any]) -> ocp.args.CheckpointArgs:
+    """What Orbax writes: the state, and its record with the given entries."""
     leaves = named_leaves(state)
-    record = {"format": FORMAT, "leaves": describe(leaves), **record}
+    record = {"format": FORMAT, "leaves": describe(leaves), **entries}
     json.dumps(record)  # fails here rather than in the background
     arrays = {
         # A host array could be written over by the caller while the background thread reads it.
@@ -130,7 +135,7 @@ def save_arguments(
     }
     tree = traverse_util.unflatten_dict(arrays, sep="/")
     items = {STATE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(record)}
-    return ocp.args.Composite(**items), record
+    return ocp.args.Composite(**items)
 
 
 def read_record(step_path: epath.Path) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def read_record(step_path: epath.Path) -> dict[str, Any]:
     except PermissionError as error:
         raise InputError(f"{path} may not be read; check the permissions") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenCheckpoint(f"{path.name} in {path.parent}: {brief(error)}") from error
+        raise BrokenCheckpoint(f"{RECORD}/metadata: {brief(error)}") from error
     if version != FORMAT:
         raise InputError(
             f"checkpoint {step_path} has format {version}, this version reads {FORMAT}; "
@@ -157,94 +162,73 @@ def read_record(step_path: epath.Path) -> dict[str, Any]:
 
 
 def read_leaves(
-    step_path: epath.Path, record: Mapping[str, Any], targets: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Reads some leaves of a checkpoint.
-
-    Args:
-      step_path: the checkpoint.
-      record: its record.
-      targets: {path: template}. A `jax.Array` or `jax.ShapeDtypeStruct` gives a `jax.Array` with
-        its sharding (the first local device if it has none); anything else gives NumPy.
-
-    Returns:
-      {path: array} with the dtypes and shapes of the record.
+    step_path: epath.Path, record: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Reads some leaves of a checkpoint to the host, whatever devices it was written from.
 
     Raises:
-      BrokenCheckpoint: the files do not hold the arrays.
-      InputError: the files may not be read.
+      BrokenCheckpoint: the files do not hold the arrays that the record describes.
+      InputError: the storage refuses or does not answer.
     """
     try:
-        return _restore(step_path, record["leaves"], targets)
-    except Exception as error:
-        if isinstance(error, PermissionError) or _NOT_DAMAGE.search(str(error)):
+        return _read(step_path, {name: record["leaves"][name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PermissionError) or _NOT_DAMAGE.match(str(error)):
             raise InputError(f"checkpoint {step_path} cannot be read: {brief(error)}") from error
-        # The fault may lie with the targets (a sharding that does not fit) or the device's memory.
-        if is_whole(step_path, record):
-            raise
         raise BrokenCheckpoint(brief(error)) from error
 
 
-def is_whole(step_path: epath.Path, record: Mapping[str, Any]) -> bool:
-    """Whether every array of a checkpoint can be read (reads them all to the host)."""
+def is_whole(step_path: epath.Path) -> bool:
+    """Whether the record and every array of a checkpoint can be read (reads them all)."""
     try:
-        _restore(step_path, record["leaves"], dict.fromkeys(record["leaves"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(step_path)
+        read_leaves(step_path, record, record["leaves"])
+    except BrokenCheckpoint:
         return False
     return True
 
 
-def _restore(step_path: epath.Path, layout: Layout, targets: Mapping[str, Any]) -> dict[str, Any]:
-    stored = {name: target for name, target in targets.items() if math.prod(layout[name][1])}
+def _read(step_path: epath.Path, layout: Layout) -> dict[str, np.ndarray]:
+    stored = [name for name, (_, shape) in layout.items() if math.prod(shape)]
+    leaves = {
+        name: np.zeros(shape, jax.numpy.dtype(dtype))
+        for name, (dtype, shape) in layout.items()
+        if not math.prod(shape)
+    }
     if stored:
-        # Without this file Orbax guesses the tree from the others, and fills what is lost by zeros.
-        if not (step_path / STATE / "_METADATA").exists():
-            raise FileNotFoundError(f"{step_path / STATE / '_METADATA'} is missing")
-        arguments = ocp.args.PyTreeRestore(
-            item=traverse_util.unflatten_dict(dict.fromkeys(stored, 0), sep="/"),
-            restore_args=traverse_util.unflatten_dict(
-                {name: _restore_argument(*layout[name], stored[name]) for name in stored}, sep="/"
-            ),
-            partial_restore=True,
-        )
-        # The handler itself, not a Checkpointer: no barrier that a process could miss by failing.
-        tree = ocp.PyTreeCheckpointHandler().restore(step_path / STATE, args=arguments)
-        leaves = traverse_util.flatten_dict(tree, sep="/")
-    else:
-        leaves = {}
-    for name in targets.keys() - stored.keys():
-        leaves[name] = _empty_array(*layout[name], targets[name])
+        leaves |= _read_stored(step_path / STATE, stored)
     for name, leaf in leaves.items():
         if _describe_leaf(leaf) != list(layout[name]):
-            raise ValueError(f"{name} is {_form(_describe_leaf(leaf))} instead of its description")
-    return {name: leaves[name] for name in targets}
+            raise ValueError(f"{name} is {_form(_describe_leaf(leaf))}, not {_form(layout[name])}")
+    return {name: leaves[name] for name in layout}
 
 
-def _sharding(target: Any) -> jax.sharding.Sharding | None:
-    """Where a leaf goes; None for the host."""
-    if not isinstance(target, jax.Array | jax.ShapeDtypeStruct):
-        return None
-    if target.sharding is None:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return target.sharding
-
-
-def _restore_argument(dtype: str, shape: list[int], target: Any) -> ocp.RestoreArgs:
-    sharding = _sharding(target)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(
-        sharding=sharding, global_shape=tuple(shape), dtype=jax.numpy.dtype(dtype)
+def _read_stored(path: epath.Path, names: list[str]) -> dict[str, np.ndarray]:
+    # Without this file Orbax guesses the tree from the others, and fills what is lost with zeros.
+    if not (path / "_METADATA").exists():
+        raise FileNotFoundError(f"{STATE}/_METADATA is missing")
+    to_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    arguments = ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/"),
+        restore_args=traverse_util.unflatten_dict(dict.fromkeys(names, to_host), sep="/"),
+        partial_restore=True,
     )
+    # The handler itself, not a Checkpointer: no barrier that a process could miss by failing.
+    tree = ocp.PyTreeCheckpointHandler().restore(path, args=arguments)
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
-def _empty_array(dtype: str, shape: list[int], target: Any) -> Any:
-    empty, sharding = np.zeros(shape, jax.numpy.dtype(dtype)), _sharding(target)
-    return empty if sharding is None else jax.device_put(empty, sharding)
+def place_like(leaf: np.ndarray, template: Any) -> Any:
+    """A leaf read from a checkpoint, as what the template holds in its place.
 
-
-def like_template(leaf: Any, template: Any) -> Any:
-    """A restored leaf as the Python or NumPy scalar that the template holds."""
+    A `jax.Array` or `jax.ShapeDtypeStruct` gives a `jax.Array` with its sharding (the first local
+    device if it has none), a Python or NumPy scalar its like, anything else the NumPy array.
+    """
+    if isinstance(template, jax.Array | jax.ShapeDtypeStruct):
+        sharding = template.sharding
+        if sharding is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
     if isinstance(template, bool | int | float):
         return type(template)(leaf)
     if isinstance(template, np.generic):
@@ -252,11 +236,18 @@ def like_template(leaf: Any, template: Any) -> Any:
     return leaf
 
 
+def is_storage_error(error: BaseException) -> bool:
+    """Whether a failed save is the storage's fault rather than the caller's."""
+    return isinstance(error, OSError) or bool(_STATUS.match(str(error)))
+
+
 def brief(error: BaseException) -> str:
-    """The cause at the end of a (possibly long, many-line) storage error, on one line."""
+    """The cause, on one line, of an error that may be long and carry TensorStore's whole spec."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
-    match = re.match(r"(?:[A-Z_]+: )?.*?([^:\[]+?)\s*(?:\[[^\]]*\]\s*)*$", text)
-    cause = match.group(1) if match else text
-    return cause if len(cause) <= 160 else cause[:157] + "..."
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    text = re.sub(r"(\s*\[[^\[\]]*='.*)$", "", " ".join(str(error).split()))
+    if _STATUS.match(text):  # the outer parts only say what was being done
+        text = ": ".join(text.split(": ")[-2:])
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -57,10 +57,11 @@ def load_variables(path: str | epath.Path, *, step: int | str | None = None) -> 
             for name in record["leaves"]
             if name.split("/")[0] in ("params", "batch_stats", "ema_params")
         ]
-        leaves = form.read_leaves(step_path, record, dict.fromkeys(wanted))
+        leaves = form.read_leaves(step_path, record, wanted)
     except form.BrokenCheckpoint as error:
+        steps = form.list_steps(step_path.parent)
         raise InputError(
-            f"checkpoint {step_path} is broken ({error}); use one of {form.list_steps(step_path.parent)}"
+            f"checkpoint {step_path} is broken ({error}); use another of {steps}"
         ) from error
     tree = traverse_util.unflatten_dict(leaves, sep="/")
     if "params" not in tree:

@@ -107,7 +107,7 @@ class Checkpointer:
                 f"checkpoint {step} would lie behind checkpoint {newest} in {self.directory}; "
                 f"move the later ones away or use another workdir"
             )
-        arguments, _ = form.save_arguments(
+        arguments = form.save_arguments(
             state,
             {
                 "step": step,
@@ -242,11 +242,7 @@ class Checkpointer:
             return False
         if step in self._known_whole:
             return True
-        try:
-            whole = form.is_whole(self._path(step), form.read_record(self._path(step)))
-        except form.BrokenCheckpoint:
-            whole = False
-        if not _all_processes(whole):
+        if not _all_processes(form.is_whole(self._path(step))):
             self._move_aside(step, "found when the step was to be saved again")
             return False
         self._known_whole.add(step)
@@ -270,8 +266,8 @@ class Checkpointer:
         targets = form.named_leaves(template)
         form.check_layout(path, record["leaves"], form.describe(targets))
         leaves = form.read_leaves(path, record, targets)
-        ordered = [form.like_template(leaves[name], target) for name, target in targets.items()]
-        state = jax.tree.unflatten(jax.tree.structure(template), ordered)
+        placed = [form.place_like(leaves[name], target) for name, target in targets.items()]
+        state = jax.tree.unflatten(jax.tree.structure(template), placed)
         return state, record["metadata"], step
 
     def _move_aside(self, step: int, reason: str) -> None:
@@ -298,9 +294,9 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         steps = form.list_steps(self.directory)
-        stay = {*steps[-self._keep :], best_step(self.directory, self._best_metric, self._best_mode)}
-        for step in steps:
-            if step not in stay:
+        best = best_step(self.directory, self._best_metric, self._best_mode)
+        for step in steps[: -self._keep]:
+            if step != best:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:
@@ -323,8 +319,8 @@ class Checkpointer:
         if not form.is_storage_error(error):
             raise error
         raise InputError(
-            f"checkpoint {step} could not be saved in {self.directory}: {form.brief(error)}; earlier "
-            f"checkpoints are whole: free space or mend the directory, then run the command again"
+            f"checkpoint {step} could not be saved in {self.directory}: {form.brief(error)}; "
+            f"free space or mend the directory and run again from the earlier checkpoints"
         ) from error
 
 

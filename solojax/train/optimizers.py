@@ -1,4 +1,4 @@
-"""SGD in PyTorch's semantics and its learning-rate schedules."""
+"""SGD in PyTorch's semantics, AdamW, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import optax
 from solojax.errors import InputError
 
 SCHEDULES = ("step", "cosine", "constant")
-
-
-def scaled_learning_rate(learning_rate: float, batch_size: int, reference_batch: int) -> float:
-    """The linear rule: `learning_rate` is meant for `reference_batch` images a step."""
-    return learning_rate * batch_size / reference_batch
 
 
 def make_schedule(
@@ -83,8 +78,25 @@ def sgd(
       clip_norm: global norm of the trainable parameters' gradient; None does not clip.
     """
     return optax.chain(
-        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+        _clip(clip_norm),
         optax.add_decayed_weights(weight_decay),
         optax.trace(decay=momentum),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def adamw(
+    schedule: optax.Schedule, *, weight_decay: float = 0.05, clip_norm: float | None = None
+) -> optax.GradientTransformation:
+    """AdamW with optax's defaults: learns faster than SGD where a run is only minutes long.
+
+    Args:
+      schedule: step to learning rate.
+      weight_decay: decoupled, of every trainable parameter.
+      clip_norm: see `sgd`.
+    """
+    return optax.chain(_clip(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def _clip(norm: float | None) -> optax.GradientTransformation:
+    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)

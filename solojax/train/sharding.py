@@ -54,3 +54,15 @@ def prefetch(batches: Iterable[PyTree], mesh: Mesh, depth: int = 2) -> Iterator[
             yield queue.popleft()
     while queue:
         yield queue.popleft()
+
+
+def local_rows(arrays: PyTree) -> PyTree:
+    """This process's rows of arrays that are spread over axis 0, as NumPy, in global order."""
+
+    def fetch(x: jax.Array) -> np.ndarray:
+        if x.is_fully_replicated:
+            return np.asarray(x)
+        shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+    return jax.tree.map(fetch, arrays)

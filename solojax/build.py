@@ -1,0 +1,238 @@
+"""From a config to the components it describes: the one place where each gets its arguments."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from solojax.config import milestone_steps, scaled_learning_rate
+from solojax.data.canvas import Buckets, multiple_of_32
+from solojax.data.coco import CocoDataset, load_coco, require_objects
+from solojax.data.loader import eval_batches, stack_examples, train_batches
+from solojax.data.plan import EvalPlan, TrainPlan
+from solojax.data.rows import ImageRows, TrainRows
+from solojax.data.transforms import empty_example, resized_shape
+from solojax.errors import InputError
+from solojax.models.fpn import FPN
+from solojax.models.mask_feature_head import MaskFeatureHead
+from solojax.models.resnet import ResNet
+from solojax.models.segmenter import Segmenter
+from solojax.models.solov2_head import SOLOv2Head
+from solojax.postprocess.detections import DetectionSettings
+from solojax.structures import Batch, GridSpec
+from solojax.tasks.instance_segmentation import InstanceSegmentation
+from solojax.train.optimizers import adamw, make_schedule, sgd
+
+
+def build_grid(config: ConfigDict) -> GridSpec:
+    """The GridSpec of `config.model.grid`."""
+    return GridSpec(**config.model.grid.to_dict())
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
+    """The network of `config.model` for K classes."""
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    return Segmenter(
+        backbone=ResNet(
+            depth=model.backbone.depth,
+            width=model.backbone.width,
+            norm=model.backbone.norm,
+            frozen_stages=model.backbone.frozen_stages,
+            stride_in_1x1=model.backbone.stride_in_1x1,
+            remat=config.train.remat,
+            dtype=dtype,
+        ),
+        neck=FPN(channels=model.neck.channels, num_outputs=model.neck.num_outputs, dtype=dtype),
+        head=SOLOv2Head(
+            num_classes=num_classes,
+            num_grids=model.grid.num_grids,
+            num_convs=model.head.num_convs,
+            channels=model.head.channels,
+            kernel_channels=model.mask_features.out_channels,
+            semantics=model.semantics,
+            dtype=dtype,
+        ),
+        mask_features=MaskFeatureHead(
+            channels=model.mask_features.channels,
+            out_channels=model.mask_features.out_channels,
+            dtype=dtype,
+        ),
+    )
+
+
+def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
+    """The task of a config for K classes."""
+    model, loss, evaluation = config.model, config.loss, config.evaluation
+    return InstanceSegmentation(
+        model=build_model(config, num_classes),
+        grid=build_grid(config),
+        num_classes=num_classes,
+        max_positives=model.max_positives,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        mask_weight=loss.mask_weight,
+        category_weight=loss.category_weight,
+        focal_alpha=loss.focal_alpha,
+        focal_gamma=loss.focal_gamma,
+        dice_epsilon=loss.dice_epsilon,
+        loss_group_images=loss.group_images,
+        frozen_stages=model.backbone.frozen_stages,
+        train_norm_affine=model.backbone.train_norm_affine,
+        dtype=jnp.dtype(model.dtype),
+        detection=DetectionSettings(
+            score_threshold=evaluation.score_threshold,
+            max_candidates=evaluation.max_candidates,
+            mask_threshold=evaluation.mask_threshold,
+            nms_pre=evaluation.nms_pre,
+            nms_kernel=evaluation.kernel,
+            nms_sigma=evaluation.sigma,
+            update_threshold=evaluation.update_threshold,
+            max_detections=evaluation.max_detections,
+        ),
+    )
+
+
+def build_optimizer(
+    config: ConfigDict, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a run of `total_steps` steps, and its learning-rate schedule."""
+    optimizer = config.optimizer
+    schedule = make_schedule(
+        optimizer.schedule,
+        peak=scaled_learning_rate(config),
+        total_steps=total_steps,
+        warmup_steps=optimizer.warmup_steps,
+        warmup_factor=optimizer.warmup_factor,
+        milestones=milestone_steps(config, total_steps),
+        decay_factor=optimizer.decay_factor,
+    )
+    shared = {"weight_decay": optimizer.weight_decay, "clip_norm": optimizer.clip_norm}
+    if optimizer.name == "adamw":
+        return adamw(schedule, **shared), schedule
+    return sgd(schedule, momentum=optimizer.momentum, **shared), schedule
+
+
+def data_path(config: ConfigDict, key: str) -> Path:
+    """A path of `config.data`, which may be relative to `data.root`."""
+    return Path(os.path.expanduser(config.data.root)) / config.data[key]
+
+
+def load_train_set(config: ConfigDict) -> CocoDataset:
+    """The training set; raises an InputError where it holds no object."""
+    dataset = load_coco(data_path(config, "train_annotations"), data_path(config, "train_images"))
+    require_objects(dataset)
+    return dataset
+
+
+def load_val_set(config: ConfigDict) -> CocoDataset:
+    """The validation set."""
+    return load_coco(data_path(config, "val_annotations"), data_path(config, "val_images"))
+
+
+def check_same_classes(train_set_names: tuple[str, ...], dataset: CocoDataset) -> None:
+    """Raises an InputError unless a data set has the classes that a model was trained for."""
+    if dataset.category_names != tuple(train_set_names):
+        raise InputError(
+            f"{dataset.annotation_path}: its classes {list(dataset.category_names)[:5]} are not "
+            f"the {len(train_set_names)} that the model knows, {list(train_set_names)[:5]}; "
+            "use annotations with the same categories"
+        )
+
+
+def canvas_policy(name: str, buckets: tuple) -> Callable:
+    """The policy "multiple_of_32" or "buckets"."""
+    return multiple_of_32 if name == "multiple_of_32" else Buckets(tuple(map(tuple, buckets)))
+
+
+def build_train_plan(config: ConfigDict, dataset: CocoDataset) -> TrainPlan:
+    """What every step trains on."""
+    data = config.data
+    return TrainPlan(
+        sizes=_sizes(dataset),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        short_sides=data.short_sides,
+        long_side=data.long_side,
+        flip_probability=data.flip_probability,
+        choose_canvas=canvas_policy(data.canvas, data.buckets),
+        resized_shape=resized_shape,
+        group_by_orientation=data.group_by_orientation,
+    )
+
+
+def build_train_batches(
+    config: ConfigDict, dataset: CocoDataset, plan: TrainPlan, total_steps: int, **process
+) -> Callable[[int], Iterator[Batch]]:
+    """Maps a first step to the host batches from there to `total_steps`.
+
+    `process` is `process_index` and `process_count` of `train_batches`.
+    """
+    data = config.data
+    rows = TrainRows(dataset, data.long_side, data.max_instances, data.min_mask_area)
+
+    def make_batches(start_step: int) -> Iterator[Batch]:
+        return train_batches(
+            plan,
+            rows,
+            rows.empty,
+            start_step=start_step,
+            num_steps=total_steps - start_step,
+            threads=data.threads,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            **process,
+        )
+
+    return make_batches
+
+
+def build_eval_batches(
+    config: ConfigDict, dataset: CocoDataset, **process
+) -> Callable[[], Iterator[Batch]]:
+    """Makes an iterator over the images of a data set, each in one row of one batch."""
+    evaluation, data = config.evaluation, config.data
+    rows = ImageRows(dataset, evaluation.long_side)
+    plan = EvalPlan(
+        sizes=_sizes(dataset),
+        batch_size=evaluation.batch_size,
+        short_side=evaluation.short_side,
+        long_side=evaluation.long_side,
+        choose_canvas=canvas_policy(evaluation.canvas, data.buckets),
+        resized_shape=resized_shape,
+    )
+    return functools.partial(
+        eval_batches,
+        plan,
+        rows,
+        rows.empty,
+        threads=data.threads,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        **process,
+    )
+
+
+def first_images(dataset: CocoDataset, count: int | None) -> CocoDataset:
+    """The data set's first `count` images, all for None."""
+    if count is None:
+        return dataset
+    return CocoDataset(
+        dataset.annotation_path, dataset.image_root, dataset.categories, dataset.images[:count]
+    )
+
+
+def example_shape(config: ConfigDict, plan: TrainPlan) -> Batch:
+    """A batch of zeros, two rows of the first step's canvas: enough to initialise a model."""
+    return stack_examples([empty_example(plan.at(0).canvas, config.data.max_instances)] * 2)
+
+
+def _sizes(dataset: CocoDataset) -> np.ndarray:
+    return np.array([(i.height, i.width) for i in dataset.images], np.int32).reshape(-1, 2)

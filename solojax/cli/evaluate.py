@@ -1,0 +1,97 @@
+"""`solojax evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from solojax.cli import flags
+from solojax.errors import InputError
+
+HELP = """Mask and box average precision (COCO's figures, as fractions).
+
+Of a checkpoint, on the validation set of the config it was trained with:
+
+  solojax evaluate --checkpoint runs/r50 --output evaluation.json
+  solojax evaluate --checkpoint runs/r50 --annotations other.json --images photos/
+
+Of a results file that exists already, by whatever made it:
+
+  solojax evaluate --predictions results.json --annotations instances_val2017.json"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    flags.add_checkpoint_flag(parser)
+    flags.add_step_flag(parser)
+    flags.add_config_flag(parser, optional="the config that the checkpoint carries")
+    parser.add_argument("--annotations", metavar="GT.json", type=Path, help="COCO annotations")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of their images")
+    parser.add_argument(
+        "--predictions", metavar="RESULTS.json", type=Path, help="score this instead of a model"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="json file for the figures")
+    parser.add_argument(
+        "--save_predictions", metavar="FILE", type=Path, help="json file for the COCO results"
+    )
+    parser.add_argument(
+        "--class_agnostic", action="store_true", help="ignore categories altogether"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("fast", "reference"),
+        help="fast: faster-coco-eval; reference: pycocotools (the same figures)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and prints the table."""
+    from solojax.evaluation import figures_table, write_figures
+
+    figures = _score_file(args) if args.predictions else _score_checkpoint(args)
+    print(figures_table(figures))
+    if args.output:
+        write_figures(figures, args.output)
+    return 0
+
+
+def _score_file(args: argparse.Namespace) -> dict:
+    from solojax.evaluation import score_file
+
+    if args.annotations is None:
+        raise InputError("--predictions needs --annotations GT.json to be scored against")
+    if args.checkpoint is not None:
+        raise InputError("--predictions and --checkpoint exclude each other; give one of them")
+    return score_file(
+        args.predictions,
+        args.annotations,
+        backend=args.backend or "fast",
+        class_agnostic=args.class_agnostic,
+    )
+
+
+def _score_checkpoint(args: argparse.Namespace) -> dict:
+    from solojax.build import check_same_classes, load_val_set
+    from solojax.data.coco import load_coco
+    from solojax.evaluation import Evaluation
+    from solojax.inference import load
+
+    if args.checkpoint is None:
+        raise InputError("give --checkpoint, or --predictions and --annotations")
+    if (args.annotations is None) != (args.images is None):
+        raise InputError("--annotations and --images belong together; give both or neither")
+    model = load(args.checkpoint, step=args.step, config=flags.config_over(args))
+    config = model.config.copy_and_resolve_references()
+    if args.backend:
+        config.evaluation.backend = args.backend
+    config.evaluation.class_agnostic |= args.class_agnostic
+    dataset = load_coco(args.annotations, args.images) if args.images else load_val_set(config)
+    if not config.evaluation.class_agnostic:
+        check_same_classes(tuple(name for _, name in model.categories), dataset)
+    evaluation = Evaluation(model.task, config, dataset)
+    results = evaluation.predict(model.variables)
+    if args.save_predictions:
+        args.save_predictions.parent.mkdir(parents=True, exist_ok=True)
+        args.save_predictions.write_text(json.dumps(results))
+    return evaluation.score(results)

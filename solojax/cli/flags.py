@@ -1,0 +1,169 @@
+"""Flags that several verbs share, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from solojax.errors import InputError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def add_config_flag(
+    parser: argparse.ArgumentParser, default: str | None = None, optional: str | None = None
+) -> None:
+    """Adds `--config`; `--config.key=value` comes with it.
+
+    Args:
+      parser: takes the flag.
+      default: the config where none is given; without it the flag is required.
+      optional: what stands in where none is given, in words; the flag is not required then.
+    """
+    instead = default or optional
+    parser.add_argument(
+        "--config",
+        metavar="FILE.py[:VARIANT,...]",
+        default=default,
+        required=instead is None,
+        help="the config and its variants, such as configs/solov2.py:r101,1x; single values are "
+        "changed by --config.KEY=VALUE, such as --config.optimizer.learning_rate=0.02"
+        + (f" (default {instead})" if instead else ""),
+    )
+
+
+def read_config(args: argparse.Namespace) -> ConfigDict:
+    """Returns the config that `--config` and the overrides describe.
+
+    Raises:
+      InputError: as `solojax.config.load_config`.
+    """
+    from solojax.config import load_config
+
+    return load_config(args.config, args.overrides)
+
+
+def config_over(args: argparse.Namespace) -> Callable[[ConfigDict], ConfigDict]:
+    """What `--config` and the overrides make of the config that a checkpoint carries."""
+    from solojax.config import apply_overrides
+
+    def change(config: ConfigDict) -> ConfigDict:
+        if args.config is not None:
+            return read_config(args)
+        apply_overrides(config, args.overrides)
+        return config
+
+    return change
+
+
+def add_workdir_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds `--workdir`."""
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=Path,
+        required=required,
+        help="folder for all that is written; a run that finds its own checkpoints there goes on",
+    )
+
+
+def make_workdir(path: Path) -> Path:
+    """Creates the folder, unless it is there, and returns it.
+
+    Raises:
+      InputError: a file is in its way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"--workdir {path}: a file is in the way: give the path of a folder"
+        ) from error
+    return path
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Adds `--checkpoint`."""
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        type=Path,
+        required=required,
+        help="the weights: a checkpoint, or the workdir of a run for its newest one",
+    )
+
+
+def add_step_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--step`."""
+    parser.add_argument(
+        "--step",
+        metavar="N|best",
+        type=lambda text: int(text) if text.isdigit() else text,
+        help="which checkpoint of a run: a step, or 'best' (default: the newest)",
+    )
+
+
+def start_distributed(args: argparse.Namespace) -> None:
+    """Joins the other processes, if there are any."""
+    arguments = read_distributed(args)
+    if arguments is not None:
+        import jax
+
+        jax.distributed.initialize(**arguments)
+
+
+def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--coordinator`, `--process_id` and `--num_processes`."""
+    group = parser.add_argument_group(
+        "several processes",
+        "Run the same command in every process. The environment variables JAX_COORDINATOR_ADDRESS, "
+        "JAX_PROCESS_ID and JAX_NUM_PROCESSES stand in for flags that are not given.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
+    group.add_argument("--process_id", metavar="N", type=int, help="this process, from 0")
+    group.add_argument("--num_processes", metavar="N", type=int, help="how many there are")
+
+
+def read_distributed(
+    args: argparse.Namespace, environment: Mapping[str, str] = os.environ
+) -> dict[str, str | int] | None:
+    """Returns the arguments of `jax.distributed.initialize`, or None for a single process.
+
+    Raises:
+      InputError: some of the three are given and others are not, or they make no sense.
+    """
+    values = {
+        "coordinator_address": args.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+        "process_id": _number(args.process_id, "JAX_PROCESS_ID", environment),
+        "num_processes": _number(args.num_processes, "JAX_NUM_PROCESSES", environment),
+    }
+    flag_of = dict(zip(values, ("--coordinator", "--process_id", "--num_processes"), strict=True))
+    absent = [flag_of[name] for name, value in values.items() if value is None]
+    if len(absent) == len(values):
+        return None
+    if absent:
+        raise InputError(f"several processes need {' and '.join(absent)} too: give it")
+    host, _, port = values["coordinator_address"].rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(
+            f"--coordinator is '{values['coordinator_address']}': give HOST:PORT of process 0"
+        )
+    if not 0 <= values["process_id"] < values["num_processes"]:
+        raise InputError(
+            f"--process_id is {values['process_id']} of {values['num_processes']} processes: "
+            "count from 0 to one below --num_processes"
+        )
+    return values
+
+
+def _number(flag: int | None, variable: str, environment: Mapping[str, str]) -> int | None:
+    text = environment.get(variable)
+    if flag is not None or not text:
+        return flag
+    if not text.isdigit():
+        raise InputError(f"environment variable {variable} is '{text}': give a whole number")
+    return int(text)

@@ -1,0 +1,50 @@
+"""`solojax predict`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from solojax.cli import flags
+
+HELP = """Finds the objects in images: COCO results with masks, and pictures to look at.
+
+  solojax predict --checkpoint runs/demo --images photo.jpg --output out
+  solojax predict --checkpoint runs/r50 --images 'photos/*.jpg' --output out --score_threshold 0.5
+
+Written: OUTPUT/predictions.json (COCO results: the file's name, the data set's own category ids,
+boxes x y width height, masks as RLE at the image's size) and OUTPUT/overlays/NAME.png."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    flags.add_checkpoint_flag(parser, required=True)
+    flags.add_step_flag(parser)
+    flags.add_config_flag(parser, optional="the config that the checkpoint carries")
+    parser.add_argument(
+        "--images", metavar="FILE|DIR|GLOB", required=True, help="what to look at"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="made if absent")
+    parser.add_argument(
+        "--score_threshold",
+        metavar="X",
+        type=float,
+        default=0.3,
+        help="least score of what overlays show; predictions.json holds all (default 0.3)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts; images that cannot be read are reported and left out."""
+    from solojax.data.image_files import find_images
+    from solojax.inference import load
+    from solojax.prediction import predict_files
+
+    paths = find_images(args.images)
+    flags.make_workdir(args.output)
+    model = load(args.checkpoint, step=args.step, config=flags.config_over(args))
+    count, skipped = predict_files(model, paths, args.output, args.score_threshold)
+    print(f"{count} objects in {len(paths) - len(skipped)} images: {args.output}/predictions.json")
+    if skipped:
+        print(f"{len(skipped)} images could not be read: {', '.join(skipped[:5])}")
+    return 0

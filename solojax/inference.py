@@ -1,0 +1,226 @@
+"""Running a trained model: over a data set, or on single images from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from solojax.build import build_task, canvas_policy
+from solojax.config import from_json
+from solojax.data.image_io import read_image
+from solojax.data.loader import stack_examples
+from solojax.data.transforms import empty_example, make_image_example, resized_shape
+from solojax.errors import InputError
+from solojax.postprocess.rescale import detections_to_coco_results
+from solojax.structures import Batch, Detections, PyTree
+from solojax.tasks import Task
+from solojax.train.checkpoints import load_variables
+from solojax.train.sharding import local_rows, make_mesh, prefetch, replicated
+
+
+def predict_batches(
+    predict: Callable[[PyTree, Batch], Detections],
+    variables: PyTree,
+    batches: Iterable[Batch],
+    mesh: Mesh,
+) -> Iterator[tuple[Batch, Detections]]:
+    """Yields (host batch, its detections on the host), in order.
+
+    The next batch is dispatched before the results of the one before are fetched, so that devices
+    and host work at the same time.
+
+    Args:
+      predict: a task's `predict`, jitted by the caller so that it compiles once for all calls.
+      variables: of the network.
+      batches: host batches.
+      mesh: spreads the rows of a batch.
+    """
+    variables = jax.device_put(variables, replicated(mesh))
+    pending = None
+    for host_batch, batch in prefetch(batches, mesh):
+        detections = predict(variables, batch)
+        if pending is not None:
+            yield pending[0], local_rows(pending[1])
+        pending = host_batch, detections
+    if pending is not None:
+        yield pending[0], local_rows(pending[1])
+
+
+def coco_results(
+    predictions: Iterable[tuple[Batch, Detections]],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+) -> Iterator[dict]:
+    """COCO results, masks as RLE at the size of the image file.
+
+    Args:
+      predictions: from `predict_batches`.
+      image_ids: the id of every image of the data set, by `Batch.image_index`.
+      category_ids: the id of every contiguous label.
+    """
+    for batch, detections in predictions:
+        yield from detections_to_coco_results(
+            detections,
+            image_size=batch.image_size,
+            original_size=batch.original_size,
+            image_valid=batch.valid,
+            image_ids=[image_ids[index] for index in batch.image_index],
+            category_ids=category_ids,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmenter:
+    """A trained model that takes images, made by `load`.
+
+    Attributes:
+      task: the network and its inference settings.
+      variables: its weights.
+      categories: (id, name) of every contiguous label, as in the training data.
+      short_side: images are resized to it, unless the long side would pass `long_side`.
+      long_side: see `short_side`.
+      canvas: policy that pads the resized image.
+      config: what the model was made from.
+      step: the training step of the weights.
+    """
+
+    task: Task
+    variables: PyTree
+    categories: tuple[tuple[int, str], ...]
+    short_side: int
+    long_side: int
+    canvas: Callable
+    config: ConfigDict
+    step: int
+    _predict: object = dataclasses.field(repr=False, default=None)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_predict", jax.jit(self.task.predict))
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The id of every contiguous label."""
+        return tuple(id for id, _ in self.categories)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Category id to name."""
+        return dict(self.categories)
+
+    def predict(self, image: str | Path | np.ndarray, image_id: int | str = 0) -> list[dict]:
+        """Finds the objects of one image.
+
+        Args:
+          image: a file, or (H, W, 3) uint8 RGB.
+          image_id: copied into the results.
+
+        Returns:
+          COCO results, score-descending: image_id, category_id (the data set's own), score, bbox
+          (x, y, width, height) and segmentation (RLE at the image's size).
+
+        Raises:
+          InputError: the file cannot be read, or the array is no RGB image.
+        """
+        image = image if isinstance(image, np.ndarray) else read_image(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(
+                f"image: shape {image.shape} of {image.dtype} is no RGB image; give (H, W, 3) uint8"
+            )
+        size = resized_shape(*image.shape[:2], self.short_side, self.long_side)
+        example = make_image_example(
+            image,
+            short_side=self.short_side,
+            long_side=self.long_side,
+            canvas=self.canvas([size]),
+            max_instances=0,
+            image_index=0,
+        )
+        batch = stack_examples([example])
+        predictions = [(batch, jax.device_get(self._predict(self.variables, batch)))]
+        return list(coco_results(predictions, [image_id], self.category_ids))
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    step: int | str | None = None,
+    config: Callable[[ConfigDict], ConfigDict] | None = None,
+) -> Segmenter:
+    """Loads a trained model.
+
+    Args:
+      checkpoint: a work directory, its `checkpoints` folder, or one checkpoint in it.
+      step: a step, "best", or None for the newest.
+      config: changes the config that the checkpoint carries, for other inference settings.
+
+    Raises:
+      InputError: there is no such checkpoint, it does not say what it was trained for, or the
+        config describes another network.
+    """
+    change = config or (lambda kept: kept)
+    loaded = load_variables(checkpoint, step=step)
+    config, categories = read_metadata(loaded.metadata, loaded.path)
+    config = change(config)
+    params = loaded.params if loaded.ema_params is None else loaded.ema_params
+    variables = {"params": params, "batch_stats": loaded.batch_stats}
+    task = build_task(config, len(categories))
+    check_same_network(task, variables, loaded.path)
+    evaluation = config.evaluation
+    return Segmenter(
+        task=task,
+        variables=variables,
+        categories=categories,
+        short_side=evaluation.short_side,
+        long_side=evaluation.long_side,
+        canvas=canvas_policy(evaluation.canvas, config.data.buckets),
+        config=config,
+        step=loaded.step,
+    )
+
+
+def check_same_network(task: Task, variables: PyTree, path: str) -> None:
+    """Raises an InputError that names the leaves by which a checkpoint and a network differ."""
+    batch = stack_examples([empty_example((64, 64), 0)])
+    wanted = _leaf_shapes(jax.eval_shape(task.init, jax.random.key(0), batch))
+    found = _leaf_shapes(variables)
+    differing = sorted(
+        "/".join(leaf)
+        for leaf in wanted.keys() | found.keys()
+        if wanted.get(leaf) != found.get(leaf)
+    )
+    if differing:
+        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        raise InputError(
+            f"checkpoint {path} is of another architecture than the config: {len(differing)} "
+            f"leaves differ ({shown}); use the config that it was trained with"
+        )
+
+
+def _leaf_shapes(variables: PyTree) -> dict[tuple[str, ...], tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(variables)
+    return {path: tuple(value.shape) for path, value in flat.items()}
+
+
+def read_metadata(metadata: dict, path: str):
+    """The config and the (id, name) categories that a checkpoint carries."""
+    try:
+        categories = tuple((c["id"], c["name"]) for c in metadata["categories"])
+        return from_json(metadata["config"]), categories
+    except KeyError as error:
+        raise InputError(
+            f"checkpoint {path}: its metadata lacks {error}; use one that `solojax train` wrote"
+        ) from error
+
+
+def evaluation_mesh(batch_size: int) -> Mesh:
+    """A mesh of as many local devices as divide the batch."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    return make_mesh(devices[:count])
