@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,15 +15,16 @@ from ml_collections import ConfigDict
 from solojax.config import milestone_steps, scaled_learning_rate
 from solojax.data.canvas import Buckets, multiple_of_32
 from solojax.data.coco import CocoDataset, load_coco, require_objects
+from solojax.data.image_io import read_image
 from solojax.data.loader import eval_batches, stack_examples, train_batches
 from solojax.data.plan import EvalPlan, TrainPlan
 from solojax.data.rows import ImageRows, TrainRows
 from solojax.data.transforms import empty_example, resized_shape
-from solojax.errors import InputError
+from solojax.errors import BrokenImage, InputError
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead
 from solojax.models.resnet import ResNet
-from solojax.models.segmenter import Segmenter
+from solojax.models.segmenter import NUM_MASK_LEVELS, Segmenter
 from solojax.models.solov2_head import SOLOv2Head
 from solojax.postprocess.detections import DetectionSettings
 from solojax.structures import Batch, GridSpec
@@ -38,8 +38,13 @@ def build_grid(config: ConfigDict) -> GridSpec:
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
-    """The network of `config.model` for K classes."""
+    """The network of `config.model` for K classes.
+
+    Raises:
+      InputError: the grid has not one level for each level of the pyramid.
+    """
     model, dtype = config.model, jnp.dtype(config.model.dtype)
+    _check_levels(len(model.grid.num_grids), model.neck.num_outputs)
     return Segmenter(
         backbone=ResNet(
             depth=model.backbone.depth,
@@ -66,6 +71,19 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
             dtype=dtype,
         ),
     )
+
+
+def _check_levels(grid_levels: int, pyramid_levels: int) -> None:
+    if pyramid_levels < NUM_MASK_LEVELS:
+        raise InputError(
+            f"config key 'model.neck.num_outputs' is {pyramid_levels}: the mask features need "
+            f"{NUM_MASK_LEVELS} levels, give {NUM_MASK_LEVELS} or more"
+        )
+    if grid_levels != pyramid_levels:
+        raise InputError(
+            f"config keys 'model.grid' list {grid_levels} levels but 'model.neck.num_outputs' is "
+            f"{pyramid_levels}: give the grid one entry per level"
+        )
 
 
 def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
@@ -127,14 +145,39 @@ def data_path(config: ConfigDict, key: str) -> Path:
 
 def load_train_set(config: ConfigDict) -> CocoDataset:
     """The training set; raises an InputError where it holds no object."""
-    dataset = load_coco(data_path(config, "train_annotations"), data_path(config, "train_images"))
+    dataset = _load_split(config, "train")
     require_objects(dataset)
     return dataset
 
 
 def load_val_set(config: ConfigDict) -> CocoDataset:
     """The validation set."""
-    return load_coco(data_path(config, "val_annotations"), data_path(config, "val_images"))
+    return _load_split(config, "val")
+
+
+def _load_split(config: ConfigDict, split: str) -> CocoDataset:
+    annotations = data_path(config, f"{split}_annotations")
+    if not annotations.exists() and not os.path.isdir(os.path.expanduser(config.data.root)):
+        raise InputError(
+            f"{annotations}: no such file, since there is no folder data.root "
+            f"'{config.data.root}': give the data set's by --config.data.root=DIR"
+        )
+    return load_dataset(annotations, data_path(config, f"{split}_images"))
+
+
+def load_dataset(annotations: Path, images: Path) -> CocoDataset:
+    """A data set of which at least one image can be read, whatever happened to the others."""
+    dataset = load_coco(annotations, images)
+    first = None
+    for record in dataset.images:
+        try:
+            read_image(dataset.image_path(record))
+            return dataset
+        except BrokenImage as error:
+            first = first or error
+    raise InputError(
+        f"{annotations}: none of its {len(dataset.images)} images can be read; the first: {first}"
+    )
 
 
 def check_same_classes(train_set_names: tuple[str, ...], dataset: CocoDataset) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from solojax.build import data_path, load_val_set
 from solojax.data.image_io import read_image
 from solojax.data.synthetic import write_synthetic_dataset
-from solojax.evaluation import Evaluation, write_figures
+from solojax.evaluation import Evaluation, write_json
 from solojax.evaluators.threshold_baseline import run_threshold_baseline
 from solojax.inference import load
 from solojax.prediction import write_png
@@ -27,8 +27,8 @@ def run_demo(
     """Draws data, trains, evaluates on images never seen, writes overlays.
 
     Args:
-      config: `data.root` is where the data set goes.
-      workdir: takes all else.
+      config: what to train; its data set becomes the one that is drawn.
+      workdir: takes everything.
       num_train: images to train on.
       num_val: images to evaluate on.
       num_overlays: pictures to draw.
@@ -36,17 +36,19 @@ def run_demo(
     Returns:
       The evaluate form, and the mask AP of the best thresholding baseline.
     """
-    _logger.info("drawing %d images into %s", num_train + num_val, config.data.root)
-    write_synthetic_dataset(
-        config.data.root, seed=config.seed, num_train=num_train, num_val=num_val
-    )
+    root = workdir / "data"
+    config.data.root = str(root)
+    for split in ("train", "val"):
+        config.data[f"{split}_annotations"], config.data[f"{split}_images"] = f"{split}.json", split
+    _logger.info("drawing %d images into %s, unless they are there", num_train + num_val, root)
+    write_synthetic_dataset(root, seed=config.seed, num_train=num_train, num_val=num_val)
     run_training(config, workdir)
     model = load(workdir)
     dataset = load_val_set(config)
     evaluation = Evaluation(model.task, config, dataset)
     results = evaluation.predict(model.variables)
     figures = evaluation.score(results)
-    write_figures(figures, workdir / "evaluation.json")
+    write_json(figures, workdir / "evaluation.json")
     _draw(results, dataset, model.names, workdir / "overlays", num_overlays)
     baseline = run_threshold_baseline(
         data_path(config, "val_annotations"), data_path(config, "val_images")
@@ -58,7 +60,5 @@ def _draw(results, dataset, names, folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for image in dataset.images[:count]:
         found = [result for result in results if result["image_id"] == image.id]
-        picture = overlay_results(
-            read_image(dataset.image_path(image)), found, names, _SHOWN_SCORE
-        )
+        picture = overlay_results(read_image(dataset.image_path(image)), found, names, _SHOWN_SCORE)
         write_png(folder / f"{Path(image.file_name).stem}.png", picture)

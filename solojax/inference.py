@@ -114,7 +114,7 @@ class Segmenter:
         """Category id to name."""
         return dict(self.categories)
 
-    def predict(self, image: str | Path | np.ndarray, image_id: int | str = 0) -> list[dict]:
+    def predict(self, image: str | Path | np.ndarray, image_id: int = 0) -> list[dict]:
         """Finds the objects of one image.
 
         Args:
@@ -164,10 +164,9 @@ def load(
       InputError: there is no such checkpoint, it does not say what it was trained for, or the
         config describes another network.
     """
-    change = config or (lambda kept: kept)
     loaded = load_variables(checkpoint, step=step)
-    config, categories = read_metadata(loaded.metadata, loaded.path)
-    config = change(config)
+    kept, categories = read_metadata(loaded.metadata, loaded.path)
+    config = kept if config is None else config(kept)
     params = loaded.params if loaded.ema_params is None else loaded.ema_params
     variables = {"params": params, "batch_stats": loaded.batch_stats}
     task = build_task(config, len(categories))
@@ -213,10 +212,13 @@ def read_metadata(metadata: dict, path: str):
     try:
         categories = tuple((c["id"], c["name"]) for c in metadata["categories"])
         return from_json(metadata["config"]), categories
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
-            f"checkpoint {path}: its metadata lacks {error}; use one that `solojax train` wrote"
+            f"checkpoint {path}: its metadata does not name a config and classes ({error}); use "
+            "one that `solojax train` wrote"
         ) from error
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from error
 
 
 def evaluation_mesh(batch_size: int) -> Mesh:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from solojax.data.image_io import read_image
 from solojax.errors import BrokenImage, InputError
+from solojax.evaluation import write_json
 from solojax.inference import Segmenter
+from solojax.train.progress import progress_bar
 from solojax.visualize.overlays import overlay_results
 
 _logger = logging.getLogger(__name__)
@@ -20,8 +22,10 @@ _logger = logging.getLogger(__name__)
 
 def predict_files(
     model: Segmenter, paths: Sequence[Path], output: Path, score_threshold: float
-) -> tuple[int, list[str]]:
+) -> tuple[list[dict], list[str]]:
     """Writes `output/predictions.json` and `output/overlays/NAME.png`.
+
+    Where something ends the work half-way, the results so far are written all the same.
 
     Args:
       model: finds the objects.
@@ -30,30 +34,52 @@ def predict_files(
       score_threshold: least score of what the overlays show.
 
     Returns:
-      The number of results, and the files that could not be read.
+      The results, and the files that could not be read.
 
     Raises:
       InputError: no file at all could be read.
     """
-    results, skipped = [], []
+    results, skipped, finished = [], [], 0
     overlays = output / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
-    names = _unique_names(paths)
-    for path in tqdm(paths, desc="predict", unit="image"):
-        try:
-            image = read_image(path)
-        except BrokenImage as error:
-            _logger.warning("%s", error)
-            skipped.append(str(path))
-            continue
-        found = [_named(result, path) for result in model.predict(image)]
-        results += found
-        shown = overlay_results(image, found, model.names, score_threshold)
-        write_png(overlays / names[path], shown)
+    names = file_names(paths)
+    pictures = _overlay_names(names)
+    try:
+        with progress_bar(len(paths), description="predict", unit="image") as bar:
+            for path in paths:
+                try:
+                    image = read_image(path)
+                except BrokenImage as error:
+                    _logger.warning("image left out: %s", error)
+                    skipped.append(str(path))
+                else:
+                    found = [_named(each, names[path]) for each in model.predict(image)]
+                    results += found
+                    shown = overlay_results(image, found, model.names, score_threshold)
+                    write_png(overlays / pictures[path], shown)
+                    finished += 1
+                bar.update()
+    finally:
+        if finished:
+            write_json(results, output / "predictions.json")
     if len(skipped) == len(paths):
-        raise InputError(f"none of the {len(paths)} images could be read, {paths[0]} the first")
-    (output / "predictions.json").write_text(json.dumps(results))
-    return len(results), skipped
+        raise InputError(
+            f"none of the {len(paths)} image files could be read, {paths[0]} the first: "
+            "give files that are whole images"
+        )
+    return results, skipped
+
+
+def file_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What results call the files: their names or, where two share one, their paths.
+
+    A path begins below the folder that all files have in common.
+    """
+    counts = Counter(path.name for path in paths)
+    if max(counts.values(), default=1) == 1:
+        return {path: path.name for path in paths}
+    common = os.path.commonpath([path.absolute().parent for path in paths])
+    return {path: path.absolute().relative_to(common).as_posix() for path in paths}
 
 
 def write_png(path: Path, image) -> None:
@@ -64,15 +90,21 @@ def write_png(path: Path, image) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _named(result: dict, path: Path) -> dict:
+def _named(result: dict, name: str) -> dict:
     """A file that is in no data set has no image id: its name stands in."""
-    return {"file_name": path.name} | {k: v for k, v in result.items() if k != "image_id"}
+    return {"file_name": name} | {k: v for k, v in result.items() if k != "image_id"}
 
 
-def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """An overlay's name per file; files of one stem keep their suffix apart (a.jpg, a.png)."""
-    stems = [path.stem for path in paths]
-    return {
-        path: f"{path.stem}.png" if stems.count(path.stem) == 1 else f"{path.name}.png"
-        for path in paths
-    }
+def _overlay_names(names: Mapping[Path, str]) -> dict[Path, str]:
+    """The picture of a/b.jpg is a_b.png, or a_b.jpg.png where there is an a/b.gif too."""
+    flat = {path: name.replace("/", "_") for path, name in names.items()}
+    stems = Counter(Path(name).stem for name in flat.values())
+    pictures: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path, name in flat.items():
+        picture = Path(name).stem if stems[Path(name).stem] == 1 else name
+        while picture in taken:
+            picture += "_"
+        taken.add(picture)
+        pictures[path] = f"{picture}.png"
+    return pictures

@@ -108,8 +108,8 @@ class Batch:
 class GridTargets:
     """Which cell learns what (thesis 3.2.3).
 
-    `cells[b, p]` and `instances[b, p]` are the p-th positive pair of image b, level by level, object
-    by object, cells in row-major order, exactly as the published code appends them: one cell may
+    `cells[b, p]` and `instances[b, p]` are the p-th positive pair of image b: level by level,
+    object by object, cells in row-major order, as the published code appends them. One cell may
     occur with several instances. `category` holds the label of the last instance that claimed a
     cell, or K.
     """

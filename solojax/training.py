@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from importlib import metadata
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from solojax.build import (
@@ -19,18 +19,32 @@ from solojax.build import (
     load_train_set,
     load_val_set,
 )
-from solojax.config import evaluation_interval, scaled_learning_rate, to_json, total_steps
+from solojax.config import (
+    evaluation_interval,
+    from_json,
+    scaled_learning_rate,
+    to_json,
+    total_steps,
+)
+from solojax.config.schema import flatten
 from solojax.data.coco import CocoDataset
 from solojax.errors import InputError
-from solojax.evaluation import Evaluation
+from solojax.evaluation import Evaluation, write_json
+from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer
 from solojax.train.loop import Intervals, train
-from solojax.train.metric_writer import MetricWriter
+from solojax.train.metric_writer import MetricWriter, run_header
 from solojax.train.sharding import check_batch_size, make_mesh, replicated
 from solojax.train.state import TrainState, create_state
 
 _logger = logging.getLogger(__name__)
-_PACKAGES = ("solojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+# Metrics that count what was left out, and what to do about it.
+_ADVICE = {
+    "data/broken_images": "the images that cannot be read are named above: mend or remove them",
+    "data/dropped_instances": "objects beyond data.max_instances do not train: raise it",
+    "targets/overflow": "positive pairs beyond model.max_positives do not train: raise it",
+}
 
 
 def run_training(config: ConfigDict, workdir: Path) -> TrainState:
@@ -48,18 +62,14 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
+    _check_backbone(config)
     train_set = load_train_set(config)
     task = build_task(config, _num_classes(config, train_set))
     plan = build_train_plan(config, train_set)
     steps = total_steps(config, plan.steps_per_epoch)
     every = evaluation_interval(config, plan.steps_per_epoch)
-    evaluation = None
-    if every:
-        val_set = load_val_set(config)
-        check_same_classes(train_set.category_names, val_set)
-        evaluation = Evaluation(task, config, val_set)
+    evaluation = _evaluation(config, task, train_set) if every else None
     optimizer, schedule = build_optimizer(config, steps)
-    _save_config(config, workdir)
     _say(config, train_set, steps, mesh.size)
 
     with Checkpointer(
@@ -67,7 +77,6 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
         keep=config.train.keep_checkpoints,
         best_metric=config.train.best_metric,
     ) as checkpointer:
-        key = jax.random.key(config.seed)
         example = example_shape(config, plan)
         fresh = jax.jit(
             lambda key: create_state(
@@ -75,24 +84,29 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
             ),
             out_shardings=replicated(mesh),
         )
-        template = jax.eval_shape(fresh, key)
-        restored = checkpointer.restore(
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-                template,
-            )
-        )
-        state = fresh(key) if restored is None else restored[0]
+        key = jax.random.key(config.seed)
+        restored = _restore(checkpointer, jax.eval_shape(fresh, key), mesh, train_set)
+        # Not before the checkpoint has proved to be of this config.
+        _save_config(config, workdir)
+        state = fresh(key) if restored is None else restored
         step = int(state.step)
+        if step >= steps:
+            _logger.info(
+                "the run is complete: its checkpoint is at step %d of %d; set train.total_steps or "
+                "train.epochs higher to go on",
+                step,
+                steps,
+            )
+            return state
         if restored is not None:
             _logger.info("going on from step %d of %d", step, steps)
-        if step >= steps:
-            _logger.info("the run is complete: its checkpoint is at step %d of %d", step, steps)
-            return state
+        _logger.info("compiling the training step, which takes a while")
         with MetricWriter(
-            workdir, header=_header(config, mesh.size), resume_step=step if restored else None
+            workdir,
+            header=run_header(config.train.batch_size),
+            resume_step=None if restored is None else step,
         ) as writer:
-            return train(
+            state = train(
                 task,
                 optimizer,
                 state,
@@ -114,18 +128,76 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
                 writer=writer,
                 metadata=checkpoint_metadata(config, train_set),
                 evaluate=evaluation.run if evaluation else None,
+                watched=_ADVICE,
                 seed=config.seed,
                 accumulate_steps=config.train.accumulate_steps,
                 ema_decay=config.train.ema_decay,
             )
+    _logger.info("the run is complete: step %d of %d is in %s", steps, steps, workdir)
+    return state
+
+
+def _evaluation(config: ConfigDict, task: Task, train_set: CocoDataset) -> Evaluation:
+    val_set = load_val_set(config)
+    check_same_classes(train_set.category_names, val_set)
+    return Evaluation(task, config, val_set)
+
+
+def _restore(
+    checkpointer: Checkpointer, template: TrainState, mesh: Mesh, dataset: CocoDataset
+) -> TrainState | None:
+    """The newest state, on all devices; None where the run has none yet."""
+    restored = checkpointer.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), template
+        )
+    )
+    if restored is None:
+        return None
+    state, metadata, step = restored
+    learned, given = metadata.get("categories"), _categories(dataset)
+    if learned is not None and learned != given:
+        new, old = next((g, k) for g, k in zip(given, learned, strict=True) if g != k)
+        raise InputError(
+            f"{dataset.annotation_path}: its classes are not those that checkpoint {step} in "
+            f"{checkpointer.directory} has learned ({new} instead of {old}); use the annotations "
+            "of that run or another --workdir"
+        )
+    return state
+
+
+def _check_backbone(config: ConfigDict) -> None:
+    """Refuses what cannot be read yet; warns of layers that would stay random for ever."""
+    backbone = config.model.backbone
+    if backbone.checkpoint:
+        raise InputError(
+            f"config key 'model.backbone.checkpoint' is '{backbone.checkpoint}': PyTorch backbones "
+            "cannot be read yet; leave it empty to train from random weights"
+        )
+    stuck = []
+    if backbone.norm == "frozen_batch_norm":
+        stuck.append("model.backbone.norm=frozen_batch_norm")
+    if backbone.frozen_stages >= 0:
+        stuck.append(f"model.backbone.frozen_stages={backbone.frozen_stages}")
+    if stuck:
+        _logger.warning(
+            "warning: the backbone starts from random weights, part of which never train under %s; "
+            "such a model learns badly: use --config.model.backbone.norm=batch_norm "
+            "--config.model.backbone.frozen_stages=-1",
+            " and ".join(stuck),
+        )
 
 
 def checkpoint_metadata(config: ConfigDict, dataset: CocoDataset) -> dict:
     """What a checkpoint says of itself: its config and its classes."""
     return {
         "config": to_json(config),
-        "categories": [{"id": c.id, "name": c.name} for c in dataset.categories],
+        "categories": _categories(dataset),
     }
+
+
+def _categories(dataset: CocoDataset) -> list[dict]:
+    return [{"id": category.id, "name": category.name} for category in dataset.categories]
 
 
 def _num_classes(config: ConfigDict, dataset: CocoDataset) -> int:
@@ -141,11 +213,25 @@ def _num_classes(config: ConfigDict, dataset: CocoDataset) -> int:
 
 def _save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes config.json; says which keys differ from those of the run that is gone on with."""
-    path, text = workdir / "config.json", to_json(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_text() != text:
-        _logger.warning("%s: the config differs from that of the run before; it is replaced", path)
-    path.write_text(text)
+    if jax.process_index() != 0:
+        return
+    path = workdir / "config.json"
+    if path.exists() and (old := path.read_text()) != to_json(config):
+        _logger.warning("%s is replaced; new in it: %s", path, _changes(old, config))
+    write_json(config.to_dict(), path)
+
+
+def _changes(old: str, config: ConfigDict) -> str:
+    """The keys whose values are not those of an earlier config.json, with both."""
+    try:
+        before = flatten(from_json(old))
+    except InputError:  # of another version, or written half
+        return "everything, since the old one cannot be read"
+    return ", ".join(
+        f"{key} {value!r} (was {before[key]!r})"
+        for key, value in flatten(config).items()
+        if before[key] != value
+    )
 
 
 def _say(config: ConfigDict, dataset: CocoDataset, steps: int, devices: int) -> None:
@@ -160,25 +246,9 @@ def _say(config: ConfigDict, dataset: CocoDataset, steps: int, devices: int) -> 
         devices,
     )
     _logger.info(
-        "learning rate %g (%g for %s images a step)",
+        "learning rate %g at %d images a step (%g at %d)",
         scaled_learning_rate(config),
+        config.train.batch_size,
         config.optimizer.learning_rate,
         config.optimizer.reference_batch or config.train.batch_size,
     )
-
-
-def _header(config: ConfigDict, devices: int) -> dict:
-    return {
-        "device_count": devices,
-        "process_count": jax.process_count(),
-        "global_batch": config.train.batch_size,
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-

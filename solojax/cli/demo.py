@@ -22,9 +22,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     flags.add_workdir_flag(parser)
     flags.add_config_flag(parser, default="configs/quickstart.py")
-    parser.add_argument("--seed", metavar="N", type=int, help="of the data and the weights")
-    parser.add_argument("--num_train", metavar="N", type=int, default=1000, help="images to draw")
-    parser.add_argument("--num_val", metavar="N", type=int, default=100, help="images to draw")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="of the data and of the weights (default 0)"
+    )
+    parser.add_argument(
+        "--num_train",
+        metavar="N",
+        type=int,
+        default=1000,
+        help="images to draw for training (default 1000)",
+    )
+    parser.add_argument(
+        "--num_val",
+        metavar="N",
+        type=int,
+        default=100,
+        help="images to draw for evaluation (default 100)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     workdir = flags.make_workdir(args.workdir)
     if args.seed is not None:
         config.seed = args.seed
-    config.data.root = str(workdir / "data")
 
     from solojax.demo import run_demo
     from solojax.evaluation import figures_table

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
+
+_ONLY_FOR_CHECKPOINTS = ("checkpoint", "step", "config", "images", "save_predictions")
 
 HELP = """Mask and box average precision (COCO's figures, as fractions).
 
@@ -47,12 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
-    from solojax.evaluation import figures_table, write_figures
+    from solojax.evaluation import figures_table, write_json
 
+    flags.check_output_file(args.output, "--output")
+    flags.check_output_file(args.save_predictions, "--save_predictions")
     figures = _score_file(args) if args.predictions else _score_checkpoint(args)
     print(figures_table(figures))
     if args.output:
-        write_figures(figures, args.output)
+        write_json(figures, args.output)
     return 0
 
 
@@ -61,8 +64,13 @@ def _score_file(args: argparse.Namespace) -> dict:
 
     if args.annotations is None:
         raise InputError("--predictions needs --annotations GT.json to be scored against")
-    if args.checkpoint is not None:
-        raise InputError("--predictions and --checkpoint exclude each other; give one of them")
+    useless = [f"--{flag}" for flag in _ONLY_FOR_CHECKPOINTS if getattr(args, flag) is not None]
+    useless += args.overrides
+    if useless:
+        raise InputError(
+            f"--predictions scores a file that exists already: {', '.join(useless)} has no part in "
+            "that; leave it out, or --predictions"
+        )
     return score_file(
         args.predictions,
         args.annotations,
@@ -72,9 +80,8 @@ def _score_file(args: argparse.Namespace) -> dict:
 
 
 def _score_checkpoint(args: argparse.Namespace) -> dict:
-    from solojax.build import check_same_classes, load_val_set
-    from solojax.data.coco import load_coco
-    from solojax.evaluation import Evaluation
+    from solojax.build import check_same_classes, load_dataset, load_val_set
+    from solojax.evaluation import Evaluation, write_json
     from solojax.inference import load
 
     if args.checkpoint is None:
@@ -86,12 +93,15 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     if args.backend:
         config.evaluation.backend = args.backend
     config.evaluation.class_agnostic |= args.class_agnostic
-    dataset = load_coco(args.annotations, args.images) if args.images else load_val_set(config)
+    dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
     if not config.evaluation.class_agnostic:
         check_same_classes(tuple(name for _, name in model.categories), dataset)
     evaluation = Evaluation(model.task, config, dataset)
+    print(
+        f"step {model.step} of {args.checkpoint} on {evaluation.num_images} images of "
+        f"{dataset.annotation_path}"
+    )
     results = evaluation.predict(model.variables)
     if args.save_predictions:
-        args.save_predictions.parent.mkdir(parents=True, exist_ok=True)
-        args.save_predictions.write_text(json.dumps(results))
+        write_json(results, args.save_predictions)
     return evaluation.score(results)

@@ -71,7 +71,7 @@ def add_workdir_flag(parser: argparse.ArgumentParser, required: bool = True) -> 
     )
 
 
-def make_workdir(path: Path) -> Path:
+def make_workdir(path: Path, flag: str = "--workdir") -> Path:
     """Creates the folder, unless it is there, and returns it.
 
     Raises:
@@ -81,9 +81,35 @@ def make_workdir(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            f"--workdir {path}: a file is in the way: give the path of a folder"
+            f"{flag} {path}: a file is in the way: give the path of a folder"
         ) from error
     return path
+
+
+def check_output_file(path: Path | None, flag: str) -> None:
+    """Finds out before long work whether its result can be written.
+
+    Raises:
+      InputError: the path is a folder, or below a file.
+      OSError: it cannot be written for another reason.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{flag} {path}: this is a folder: give the path of a file in it")
+    make_workdir(path.parent, flag)
+    existed = path.exists()
+    path.open("ab").close()
+    if not existed:
+        path.unlink()
+
+
+def probability(text: str) -> float:
+    """The type of flags that take a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
 
 
 def add_checkpoint_flag(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -120,8 +146,9 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--coordinator`, `--process_id` and `--num_processes`."""
     group = parser.add_argument_group(
         "several processes",
-        "Run the same command in every process. The environment variables JAX_COORDINATOR_ADDRESS, "
-        "JAX_PROCESS_ID and JAX_NUM_PROCESSES stand in for flags that are not given.",
+        "Run the same command in every process. The environment variables\n"
+        "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and JAX_NUM_PROCESSES stand in for flags that\n"
+        "are not given.",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
     group.add_argument("--process_id", metavar="N", type=int, help="this process, from 0")

@@ -40,6 +40,10 @@ _ADVICE = {
     errno.EACCES: "change its permissions or give another path",
     errno.EPERM: "change its permissions or give another path",
     errno.EROFS: "give a path that can be written to",
+    errno.EEXIST: "a file is in the way of a folder: give another path",
+    errno.ENOTDIR: "a file is in the way of a folder: give another path",
+    errno.EISDIR: "this is a folder: give the path of a file",
+    errno.ENAMETOOLONG: "give a shorter path",
 }
 
 
@@ -90,12 +94,22 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(f"solojax.cli.{verb.replace('-', '_')}")
     args = _parse(_parser(verb, module), words[1:])
     args.debug = "--debug" in argv
+    _show_log()
     return module.run(args)
+
+
+class _AboveBars(logging.Handler):
+    """Writes to stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _show_log() -> None:
     """What the project says goes to stderr; of the libraries, warnings alone."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_AboveBars()])
     logging.getLogger("solojax").setLevel(logging.INFO)
 
 

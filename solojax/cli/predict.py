@@ -22,13 +22,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_step_flag(parser)
     flags.add_config_flag(parser, optional="the config that the checkpoint carries")
     parser.add_argument(
-        "--images", metavar="FILE|DIR|GLOB", required=True, help="what to look at"
+        "--images",
+        metavar="FILE|DIR|GLOB",
+        required=True,
+        help="an image, a folder of images, or a pattern in quotes",
     )
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="made if absent")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder for what is found; made if it is absent",
+    )
     parser.add_argument(
         "--score_threshold",
         metavar="X",
-        type=float,
+        type=flags.probability,
         default=0.3,
         help="least score of what overlays show; predictions.json holds all (default 0.3)",
     )
@@ -41,10 +50,14 @@ def run(args: argparse.Namespace) -> int:
     from solojax.prediction import predict_files
 
     paths = find_images(args.images)
-    flags.make_workdir(args.output)
+    flags.make_workdir(args.output, "--output")
     model = load(args.checkpoint, step=args.step, config=flags.config_over(args))
-    count, skipped = predict_files(model, paths, args.output, args.score_threshold)
-    print(f"{count} objects in {len(paths) - len(skipped)} images: {args.output}/predictions.json")
+    results, skipped = predict_files(model, paths, args.output, args.score_threshold)
+    drawn = sum(result["score"] >= args.score_threshold for result in results)
+    print(f"{len(results)} objects in {len(paths) - len(skipped)} images: ", end="")
+    print(f"{args.output}/predictions.json")
+    print(f"{drawn} of them with a score from {args.score_threshold:g} on: {args.output}/overlays")
     if skipped:
-        print(f"{len(skipped)} images could not be read: {', '.join(skipped[:5])}")
+        rest = ", ..." if len(skipped) > 5 else ""
+        print(f"{len(skipped)} images could not be read: {', '.join(skipped[:5])}{rest}")
     return 0

@@ -12,7 +12,10 @@ HELP = """Trains a model, or goes on with a run that was stopped: the same comma
   solojax train --config configs/solov2.py:mushrooms --workdir runs/m --config.seed=1
 
 Written to the work directory: config.json, metrics.jsonl (a json object a line), TensorBoard
-events, checkpoints/ (the newest ones and the best)."""
+events, checkpoints/ (the newest ones and the best). Afterwards:
+
+  solojax evaluate --checkpoint runs/r50
+  solojax predict --checkpoint runs/r50 --images photo.jpg --output out"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -158,7 +158,6 @@ def _detection(entry: Mapping) -> dict:
         "image_id": int(entry["image_id"]),
         "category_id": int(category_id) if is_whole(category_id) else 0,
         "score": float(entry["score"]),
-        "iscrowd": 0,
     }
 
 

@@ -27,5 +27,7 @@ def category_focal_loss(
     positive = category[..., None] == jnp.arange(logits.shape[-1])
     logits = logits.astype(jnp.float32)
     wrong = jnp.where(positive, -logits, logits)  # the logit of the wrong answer
+    # A power of an exact 0 would have no derivative for exponents below 1.
+    error = jnp.maximum(jax.nn.sigmoid(wrong), jnp.finfo(jnp.float32).tiny)
     weight = jnp.where(positive, alpha, 1.0 - alpha)
-    return weight * jax.nn.sigmoid(wrong) ** gamma * jax.nn.softplus(wrong)
+    return weight * error**gamma * jax.nn.softplus(wrong)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from solojax.errors import InputError
+from solojax.ops.convolution import convolve
 from solojax.structures import Array
 
 NORMS = ("frozen_batch_norm", "batch_norm", "group_norm")
@@ -55,14 +56,7 @@ class Conv(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
         else:
-            pad = self.kernel_size // 2
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((pad, pad), (pad, pad)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            y = convolve(x, kernel, self.stride)
         return y if bias is None else y + bias
 
 
@@ -100,8 +94,10 @@ class BatchNorm(nn.Module):
             mean, var, count = _batch_statistics(x, row_mask)
             if not self.is_initializing():
                 keep, unbiased = 1.0 - self.momentum, var * (count / jnp.maximum(count - 1, 1))
-                mean_var.value = keep * mean_var.value + self.momentum * mean
-                var_var.value = keep * var_var.value + self.momentum * unbiased
+                for stored, new in ((mean_var, mean), (var_var, unbiased)):
+                    moved = keep * stored.value + self.momentum * new
+                    # A (micro-)batch without a valid row has no statistics to add.
+                    stored.value = jnp.where(count > 0, moved, stored.value)
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
         dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
@@ -115,9 +111,10 @@ def _batch_statistics(x: Array, row_mask: Array | None) -> tuple[Array, Array, A
         weight = jnp.ones((x.shape[0], 1, 1, 1), x.dtype)
     else:
         weight = row_mask.astype(x.dtype)[:, None, None, None]
-    count = jnp.maximum(jnp.sum(weight), 1.0) * (x.shape[1] * x.shape[2])
-    mean = jnp.sum(x * weight, axis=(0, 1, 2)) / count
-    var = jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)) / count
+    count = jnp.sum(weight) * (x.shape[1] * x.shape[2])
+    divisor = jnp.maximum(count, 1.0)
+    mean = jnp.sum(x * weight, axis=(0, 1, 2)) / divisor
+    var = jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)) / divisor
     return mean, var, count
 
 

@@ -9,10 +9,11 @@ from solojax.structures import Array
 
 
 def linspace_symmetric(length: int) -> np.ndarray:
-    """`length` float32 values from -1 to 1, exactly antisymmetric, as torch.linspace makes them.
+    """`length` float32 values from -1 to 1, mirrored exactly, as torch.linspace makes them.
 
     The upper half counts down from 1, so that rounding is mirrored; np.linspace is not. Product
-    and sum are rounded together, once, as a fused multiply-add does.
+    and sum are rounded together, once, as a fused multiply-add does. The middle of an odd length
+    has no mirror: the rounded step may leave it up to 6e-8 from 0.
     """
     if length == 1:
         return np.array([-1.0], np.float32)

@@ -128,8 +128,7 @@ def save_arguments(state: Any, entries: Mapping[str, Any]) -> ocp.args.Checkpoin
     record = {"format": FORMAT, "leaves": describe(leaves), **entries}
     json.dumps(record)  # fails here rather than in the background
     arrays = {
-        # A host array could be written over by the caller while the background thread reads it.
-        name: leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+        name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         for name, leaf in leaves.items()
         if math.prod(record["leaves"][name][1])
     }
@@ -174,7 +173,9 @@ def read_leaves(
         return _read(step_path, {name: record["leaves"][name] for name in names})
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, PermissionError) or _NOT_DAMAGE.match(str(error)):
-            raise InputError(f"checkpoint {step_path} cannot be read: {brief(error)}") from error
+            raise InputError(
+                f"checkpoint {step_path} cannot be read: {brief(error)}; check the storage"
+            ) from error
         raise BrokenCheckpoint(brief(error)) from error
 
 
@@ -204,9 +205,6 @@ def _read(step_path: epath.Path, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def _read_stored(path: epath.Path, names: list[str]) -> dict[str, np.ndarray]:
-    # Without this file Orbax guesses the tree from the others, and fills what is lost with zeros.
-    if not (path / "_METADATA").exists():
-        raise FileNotFoundError(f"{STATE}/_METADATA is missing")
     to_host = ocp.RestoreArgs(restore_type=np.ndarray)
     arguments = ocp.args.PyTreeRestore(
         item=traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/"),
@@ -247,7 +245,7 @@ def brief(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, KeyError):
         return f"no entry {error}"
-    text = re.sub(r"(\s*\[[^\[\]]*='.*)$", "", " ".join(str(error).split()))
+    text = re.sub(r"(\s*\[[^\[\]]*='.*)$", "", " ".join(str(error).split())).rstrip(".")
     if _STATUS.match(text):  # the outer parts only say what was being done
         text = ": ".join(text.split(": ")[-2:])
     return text if len(text) <= 200 else f"{text[:197]}..."

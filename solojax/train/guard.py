@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -67,6 +68,8 @@ def _save(step: int, batch: Any, directory: Path) -> str:
             np.savez(file, **leaves)
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         return f"its batch could not be saved to {path} ({error.strerror or error})"
     return f"its batch is in {path}"
 

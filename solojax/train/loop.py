@@ -9,13 +9,18 @@ The order of a step, and why:
 3. A loss that is not finite ends the run before anything of it can be saved.
 4. Evaluation comes before the checkpoint, so that the checkpoint knows its metric; the line in
    metrics.jsonl comes before both, so that a killed run's log never lacks a step it saved.
+5. What is evaluated is saved, so that the best checkpoint is one of those that were scored.
+6. Bad input that turns up half-way (an image unlike its annotation, a log that cannot be written)
+   ends the run, but not before the state is saved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -23,6 +28,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from solojax.errors import InputError
 from solojax.structures import Array, Batch, PyTree
 from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer
@@ -33,10 +39,15 @@ from solojax.train.sharding import prefetch, replicated
 from solojax.train.state import TrainState, inference_variables
 from solojax.train.step import make_train_step
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Steps between two of each; 0 is never. The last step logs, evaluates and saves unless 0."""
+    """Steps between two of each; 0 is never. The last step logs, evaluates and saves unless 0.
+
+    A step that evaluates saves too, unless `checkpoint` is 0.
+    """
 
     log: int = 50
     evaluate: int = 0
@@ -59,6 +70,7 @@ def train(
     writer: MetricWriter,
     metadata: dict,
     evaluate: Callable[[PyTree], dict[str, float]] | None = None,
+    watched: Mapping[str, str] | None = None,
     seed: int = 0,
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
@@ -80,12 +92,17 @@ def train(
       writer: takes the metrics.
       metadata: goes into every checkpoint.
       evaluate: maps inference variables to metrics.
+      watched: metrics that are 0 if all is well, with what to do where they are not; a log line
+        that has one above 0 is followed by that advice, once per metric.
       seed: of the run's keys.
       accumulate_steps: micro-batches per step.
       ema_decay: of the moving average.
 
     Returns:
       The final state.
+
+    Raises:
+      InputError: bad data, storage that cannot be written, or a loss that is not finite.
     """
     step_function = jax.jit(
         make_train_step(
@@ -99,39 +116,61 @@ def train(
         donate_argnums=0,
         out_shardings=replicated(mesh),
     )
-    step = int(state.step)
+    start = step = int(state.step)
     progress = TrainProgress(
         total_steps=total_steps,
-        start_step=step,
+        start_step=start,
         batch_size=batch_size,
         enabled=jax.process_index() == 0,
     )
-    meter = _Meter(workdir)
+    meter = _Meter(workdir, averages=bool(intervals.log))
+    watched = dict(watched or {})
     batches = make_batches(step)
+    feed = prefetch(batches, mesh)
+
+    @contextlib.contextmanager
+    def saving_on_failure():
+        try:
+            yield
+        except InputError:
+            meter.settle()
+            if intervals.checkpoint and step > start:
+                _save_all_the_same(checkpointer, step, state, metadata)
+            raise
+
     try:
-        for host_batch, batch in prefetch(batches, mesh):
+        while step < total_steps:
+            with saving_on_failure():
+                host_batch, batch = next(feed)
             state, metrics = step_function(state, batch)
             step += 1
+            if step == start + 1:  # the call has just compiled the step
+                meter.skip_time()
+                progress.skip_time()
             meter.add(step, metrics, host_batch)
             log, assess, save = (
                 _is_due(step, every, total_steps) for every in dataclasses.astuple(intervals)
             )
-            shown = None
+            assess = assess and evaluate is not None
+            save = save or (assess and bool(intervals.checkpoint))
             if log or assess or save:
                 meter.settle()
-            if log:
-                shown = meter.means()
-                writer.write(step, shown)
-            results = {}
-            if assess and evaluate is not None:
-                results = evaluate(inference_variables(state))
-                writer.write(step, results)
-                progress.note(_summary(step, results))
+            shown, results = None, None
+            with saving_on_failure():
+                if log:
+                    shown = meter.means()
+                    writer.write(step, shown)
+                    _give_advice(shown, watched)
+                progress.advance(shown)
+                if assess:
+                    results = evaluate(inference_variables(state))
+                    writer.write(step, results)
+                    progress.note(_summary(step, results))
             if save:
-                checkpointer.save(step, state, metadata, metrics=results or None)
+                checkpointer.save(step, state, metadata, metrics=results)
             if assess or save:
                 meter.skip_time()
-            progress.advance(shown)
+                progress.skip_time()
     finally:
         progress.close()
         close = getattr(batches, "close", None)
@@ -146,18 +185,37 @@ def _is_due(step: int, every: int, total_steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == total_steps)
 
 
-def _summary(step: int, results: dict[str, float]) -> str:
-    shown = "  ".join(
-        f"{key} {value:.3f}" for key, value in results.items() if key.count("/") == 1
-    )
+def _summary(step: int, results: Mapping[str, float]) -> str:
+    """The first figures of every group: step 400: mask AP 0.412, AP50 0.743, AP75 0.400; box ..."""
+    groups: dict[str, list[str]] = {}
+    for key, value in results.items():
+        group, _, name = key.rpartition("/")
+        groups.setdefault(group, []).append(f"{name} {value:.3f}")
+    shown = "; ".join(f"{group} {', '.join(each[:3])}".strip() for group, each in groups.items())
     return f"step {step}: {shown}"
+
+
+def _give_advice(shown: Mapping[str, float], watched: dict[str, str]) -> None:
+    for name in [name for name in watched if shown.get(name, 0.0) > 0.0]:
+        _logger.warning("%s: %.3g a step; %s", name, shown[name], watched.pop(name))
+
+
+def _save_all_the_same(
+    checkpointer: Checkpointer, step: int, state: TrainState, metadata: dict
+) -> None:
+    """Saves before the run ends in an error, which a failure to do so must not hide."""
+    try:
+        checkpointer.save(step, state, metadata, wait=True)
+        _logger.warning("the run ends early; checkpoint %d holds what it has learned", step)
+    except InputError as error:
+        _logger.error("%s", error)
 
 
 class _Meter:
     """Reads metrics one step late, checks them, and averages them between two lines of the log."""
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    def __init__(self, directory: Path, averages: bool = True):
+        self._directory, self._averages = directory, averages
         self._pending: tuple[int, dict[str, Array], Batch] | None = None
         self._values: list[dict[str, float]] = []
         self._seconds: list[float] = []
@@ -175,13 +233,14 @@ class _Meter:
         self._pending = None
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         check_finite(step, values, host_batch, self._directory)
-        self._values.append(values)
         now = time.perf_counter()
-        self._seconds.append(now - self._since)
+        if self._averages:
+            self._values.append(values)
+            self._seconds.append(now - self._since)
         self._since = now
 
     def skip_time(self) -> None:
-        """Leaves out what has passed since the last step: evaluation, saving."""
+        """Leaves out what has passed since the last step: compilation, evaluation, saving."""
         self._since = time.perf_counter()
 
     def means(self) -> dict[str, float]:

@@ -144,12 +144,16 @@ class MetricWriter:
                 "the run goes on with another %s than %s began with", ", ".join(changed), self._path
             )
         temporary = self._path.with_suffix(".jsonl.tmp")
-        with temporary.open("wb") as file:
-            for line in (first, *kept):
-                _write_line(file, line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        try:
+            with temporary.open("wb") as file:
+                for line in (first, *kept):
+                    _write_line(file, line)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _start_events(self, resume_step: int | None) -> None:
         folder = self._path.parent / "tensorboard"

@@ -1,0 +1,149 @@
+"""solojax.models.resnet against a float64 recomputation and torchvision's parameter counts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import plain_network
+from helpers.tiny import QUICK_COMPILE, assert_same_bits, random_variables
+
+from solojax.errors import InputError
+from solojax.models.resnet import BLOCKS_PER_STAGE, ResidualBlock, ResNet, is_frozen
+
+IMAGE = np.random.default_rng(0).normal(size=(2, 64, 32, 3))
+
+
+@pytest.fixture
+def one_block_a_stage(monkeypatch):
+    """Half of ResNet-18, which compiles in half the time."""
+    monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1, 1, 1, 1))
+
+
+def shapes_of(model, train=False):
+    image = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+
+    def init(key, x):
+        return model.init_with_output(key, x, train=train)
+
+    return jax.eval_shape(init, jax.random.key(0), image)
+
+
+@pytest.mark.parametrize(
+    ("depth", "count"),
+    # torchvision's totals without the classifier (513,000 or 2,049,000 of them).
+    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)],
+)
+def test_feature_shapes_and_parameter_counts(depth, count):
+    features, variables = shapes_of(ResNet(depth))
+    channels = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
+    assert [f.shape for f in features] == [
+        (2, 64 // stride, 96 // stride, c)
+        for stride, c in zip((4, 8, 16, 32), channels, strict=True)
+    ]
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+def test_resnet18_layer_by_layer_in_float64():
+    with jax.enable_x64(True):
+        model = ResNet(18, width=8, norm="frozen_batch_norm")
+        variables = random_variables(model, IMAGE, dtype=np.float64)
+        features = jax.jit(model.apply, compiler_options=QUICK_COMPILE)(variables, IMAGE)
+        expected = plain_network.resnet18(variables, IMAGE)
+        for ours, plain in zip(features, expected, strict=True):
+            assert ours.dtype == jnp.float64
+            np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-11 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(("stride_in_1x1", "strides"), [(False, (1, 2, 1)), (True, (2, 1, 1))])
+def test_the_bottleneck_strides_where_it_is_told(stride_in_1x1, strides):
+    x = np.random.default_rng(1).normal(size=(2, 6, 8, 12)).astype(np.float32)
+    block = ResidualBlock(8, stride=2, bottleneck=True, stride_in_1x1=stride_in_1x1)
+    variables = random_variables(block, x, False, None)
+    out = jax.jit(block.apply, static_argnums=2)(variables, x, False, None)
+    expected = plain_network.residual_block(variables, x, strides)
+    assert out.shape == (2, 3, 4, 32)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_the_shortcut_is_the_input_itself_where_shapes_agree():
+    x = np.abs(np.random.default_rng(1).normal(size=(1, 4, 4, 8))).astype(np.float32)
+    block = ResidualBlock(8)
+    variables = random_variables(block, x, False, None)
+    assert set(variables["params"]) == {"conv1", "bn1", "conv2", "bn2"}
+    # With the second norm at zero only the shortcut is left.
+    variables["params"]["bn2"] = jax.tree.map(np.zeros_like, variables["params"]["bn2"])
+    variables["batch_stats"]["bn2"]["mean"][:] = 0
+    np.testing.assert_array_equal(block.apply(variables, x, False, None), x)
+
+
+@pytest.mark.usefixtures("one_block_a_stage")
+def test_frozen_stages_keep_their_statistics_and_the_others_move():
+    model = ResNet(18, width=8, norm="batch_norm", frozen_stages=2)
+    image = IMAGE.astype(np.float32)
+    variables = random_variables(model, image)
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, updated = train(variables, image)
+    before, after = variables["batch_stats"], updated["batch_stats"]
+    assert set(before) == set(after)
+    for name in before:
+        if name == "bn1" or name.startswith(("layer1", "layer2")):
+            assert_same_bits(after[name], before[name])
+        else:
+            for old, new in zip(*map(jax.tree.leaves, (before[name], after[name])), strict=True):
+                assert np.all(old != new), name
+
+
+@pytest.mark.usefixtures("one_block_a_stage")
+def test_rematerialising_changes_neither_outputs_nor_gradients():
+    image = IMAGE[:, :32].astype(np.float32)
+    results = {}
+    for remat in (False, True):
+        model = ResNet(18, width=4, norm="batch_norm", frozen_stages=-1, remat=remat)
+        variables = random_variables(model, image)
+
+        def loss(params, model=model, variables=variables):
+            outputs, updated = model.apply(
+                {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(x)) for x in outputs), updated
+
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        jaxpr = str(jax.make_jaxpr(gradient)(variables["params"]))
+        assert ("checkpoint" in jaxpr or "remat" in jaxpr) == remat
+        compiled = jax.jit(gradient, compiler_options=QUICK_COMPILE)
+        results[remat] = compiled(variables["params"])
+    for kept, again in zip(*map(jax.tree.leaves, results.values()), strict=True):
+        scale = np.abs(kept).max()
+        np.testing.assert_allclose(again, kept, rtol=0, atol=1e-4 * scale)
+
+
+def test_which_parameter_groups_are_frozen():
+    names = ("conv1", "bn1", "layer1_0", "layer1_1", "layer2_0", "layer3_22", "layer4_2")
+    frozen = {stages: [n for n in names if is_frozen(n, stages)] for stages in (-1, 0, 1, 3)}
+    assert frozen == {-1: [], 0: list(names[:2]), 1: list(names[:4]), 3: list(names[:6])}
+
+
+def test_an_unknown_depth_is_an_error():
+    with pytest.raises(InputError, match="depth 20.*18"):
+        shapes_of(ResNet(20))
+
+
+@pytest.mark.usefixtures("one_block_a_stage")
+def test_rows_are_masked_in_every_norm_of_the_network():
+    """A masked row moves no statistic anywhere, whatever it holds."""
+    model = ResNet(18, width=4, norm="batch_norm", frozen_stages=-1)
+    image = IMAGE[:, :32].astype(np.float32)
+    variables = random_variables(model, image)
+
+    @jax.jit
+    def statistics(image):
+        mask = np.array([True, False])
+        _, updated = model.apply(
+            variables, image, train=True, row_mask=mask, mutable=["batch_stats"]
+        )
+        return updated
+
+    other = np.stack([image[0], image[1] * 3 + 1])
+    assert_same_bits(statistics(image), statistics(other))

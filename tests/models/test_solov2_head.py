@@ -1,0 +1,98 @@
+"""solojax.models.solov2_head against a float64 recomputation."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import plain_network
+from helpers.tiny import QUICK_COMPILE, random_variables
+
+from solojax.errors import InputError
+from solojax.models.solov2_head import SOLOv2Head, head_levels
+
+RNG = np.random.default_rng(0)
+NUM_GRIDS = (7, 4, 3)
+LEVELS = [RNG.normal(size=(2, h, w, 5)) for h, w in ((8, 12), (3, 5), (3, 5))]
+
+
+def make_head(**options):
+    options = {"num_convs": 2, "channels": 32, "kernel_channels": 6} | options
+    return SOLOv2Head(num_classes=3, **({"num_grids": NUM_GRIDS} | options))
+
+
+def test_levels_are_halved_and_resized():
+    pyramid = [RNG.normal(size=(2, h, w, 3)) for h, w in ((16, 24), (8, 12), (4, 6), (2, 3))]
+    pyramid.append(pyramid[-1][:, ::2, ::2])
+    levels = head_levels([jnp.asarray(x, jnp.float32) for x in pyramid])
+    expected = plain_network.head_levels(pyramid)
+    assert [x.shape[1:3] for x in levels] == [(8, 12), (8, 12), (4, 6), (2, 3), (2, 3)]
+    for ours, plain in zip(levels, expected, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=2e-6)
+
+
+@functools.cache
+def outputs_and_expected(semantics):
+    with jax.enable_x64(True):
+        head = make_head(semantics=semantics)
+        variables = random_variables(head, LEVELS, dtype=np.float64)
+        outputs = jax.jit(head.apply, compiler_options=QUICK_COMPILE)(variables, LEVELS)
+        expected = plain_network.solov2_head(
+            variables, LEVELS, NUM_GRIDS, 2, coordinates_first=semantics == "release"
+        )
+        return [np.asarray(x) for x in outputs], expected
+
+
+@pytest.mark.parametrize("semantics", ["release", "thesis"])
+def test_every_cell_in_float64(semantics):
+    for ours, plain in zip(*outputs_and_expected(semantics), strict=True):
+        assert ours.shape == plain.shape == (2, 49 + 16 + 9, plain.shape[-1])
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-10 * np.abs(plain).max())
+
+
+def test_the_semantics_differ_in_the_kernels_alone():
+    (release_category, release_kernels), _ = outputs_and_expected("release")
+    (thesis_category, thesis_kernels), _ = outputs_and_expected("thesis")
+    np.testing.assert_allclose(release_category, thesis_category, rtol=1e-12)
+    assert np.abs(release_kernels - thesis_kernels).max() > 1e-3
+
+
+def test_a_fresh_head_gives_every_class_the_prior():
+    head = make_head(num_convs=1, num_grids=NUM_GRIDS[2:])
+    zeros = [np.zeros(x.shape, np.float32) for x in LEVELS[2:]]
+    variables = jax.jit(head.init, compiler_options=QUICK_COMPILE)(jax.random.key(0), zeros)
+    params = variables["params"]
+    prior = 1 / (1 + np.exp(-np.asarray(params["category_pred"]["bias"], np.float64)))
+    np.testing.assert_allclose(prior, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(params["category_pred"]["bias"], -math.log(99), rtol=1e-6)
+    np.testing.assert_array_equal(params["kernel_pred"]["bias"], np.zeros(6))
+    # One set of towers serves all levels; the kernel tower reads two coordinates more.
+    assert set(params) == {
+        "category_tower_0", "kernel_tower_0", "category_pred", "kernel_pred",
+    }  # fmt: skip
+    assert params["category_tower_0"]["conv"]["kernel"].shape == (3, 3, 5, 32)
+    assert params["kernel_tower_0"]["conv"]["kernel"].shape == (3, 3, 7, 32)
+    # Zero features leave GroupNorm at zero, so the bias alone speaks.
+    category, _ = jax.jit(head.apply)(variables, zeros)
+    np.testing.assert_allclose(jax.nn.sigmoid(category), 0.01, rtol=1e-5)
+
+
+def test_logits_and_kernels_come_out_in_float32_under_bfloat16():
+    levels = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in LEVELS]
+    head = make_head(dtype=jnp.bfloat16)
+    outputs, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), levels)
+    assert [x.dtype for x in outputs] == [jnp.float32, jnp.float32]
+
+
+def test_another_number_of_levels_than_grids_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        jax.eval_shape(make_head().init, jax.random.key(0), LEVELS[:2])
+
+
+def test_unknown_semantics_are_an_error():
+    with pytest.raises(InputError, match="'paper'.*release"):
+        jax.eval_shape(make_head(semantics="paper").init, jax.random.key(0), LEVELS)
