@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import default_run
 import numpy as np
-import tiny_run
 from etils import epath
 
 from solojax.errors import InputError
@@ -37,7 +38,7 @@ TINY_OVERRIDES = (
     "--config.train.ema_decay=0.9",
     "--config.optimizer.warmup_steps=5",
 )
-POLL_SECONDS = 0.001
+STEP_POLL_SECONDS, SAVE_POLL_SECONDS = 0.02, 0.001
 _TIMES = ("seconds_per_step",)
 
 
@@ -45,16 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tiny_run.add_flags(parser)
+    default_run.add_flags(parser)
     parser.add_argument("--kills", type=int, default=3, help="how often (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    args = tiny_run.parse(parser, argv)
+    args = default_run.parse(parser, argv)
     runs = {name: args.workdir / name for name in ("uninterrupted", "killed")}
     for workdir in runs.values():
         if workdir.exists():
             parser.error(f"{workdir} is there already: delete it or give another --workdir")
     try:
-        spec, overrides = tiny_run.config_flags(args, TINY_OVERRIDES)
+        spec, overrides = default_run.config_flags(args, TINY_OVERRIDES)
         uninterrupted = Run([f"--config={spec}", *overrides], runs["uninterrupted"])
         killed = dataclasses.replace(uninterrupted, workdir=runs["killed"])
         print(f"uninterrupted run: {uninterrupted.finish():.0f} s", flush=True)
@@ -81,7 +82,7 @@ class Run:
     @property
     def checkpoints(self) -> epath.Path:
         """Where Orbax writes."""
-        return epath.Path(self.workdir / "checkpoints")
+        return epath.Path(self.workdir / "checkpoints").absolute()
 
     def start(self) -> subprocess.Popen:
         """Starts the command; what it says is added to `train.log` in the work directory."""
@@ -105,10 +106,17 @@ class Run:
             last = (log.read_text(errors="replace").splitlines() or [""])[-1]
             raise RunFailed(f"solojax train ended with exit code {exit_code} ({last}); see {log}")
 
+    def metrics_id(self) -> int | None:
+        """Another number each time that metrics.jsonl is replaced, which every start does."""
+        path = self.workdir / FILE_NAME
+        return path.stat().st_ino if path.exists() else None
+
     def last_step(self) -> int:
         """The newest step in metrics.jsonl, 0 before there is one."""
-        path = self.workdir / FILE_NAME
-        lines = read_metrics(path)[1] if path.exists() and path.stat().st_size else []
+        try:
+            lines = read_metrics(self.workdir / FILE_NAME)[1]
+        except InputError:  # not there yet
+            return 0
         return max((line["step"] for line in lines), default=0)
 
     def newest_checkpoint(self) -> int:
@@ -142,11 +150,14 @@ def kill_and_restart(run: Run, total_steps: int, kills: int, seed: int) -> None:
 
 def kill_once(run: Run, target: int, in_save: bool, rng: np.random.Generator) -> str | None:
     """Starts the run and kills it after step `target`; says when, None if a save was missed."""
+    before = run.metrics_id()
     process = run.start()
     try:
-        _wait(run, process, lambda: run.last_step() >= target)
+        wait = functools.partial(_wait, run, process)
+        wait(lambda: run.metrics_id() != before, STEP_POLL_SECONDS)
+        wait(lambda: run.last_step() >= target, STEP_POLL_SECONDS)
         if in_save:
-            _wait(run, process, lambda: run.unfinished_save() is not None)
+            wait(lambda: run.unfinished_save() is not None, SAVE_POLL_SECONDS)
         else:
             time.sleep(rng.uniform(0, _seconds_per_line(run)))
     finally:
@@ -158,7 +169,8 @@ def kill_once(run: Run, target: int, in_save: bool, rng: np.random.Generator) ->
     return "random" + (f", inside the save of {left.partition('.')[0]}" if left else "")
 
 
-def _wait(run: Run, process: subprocess.Popen, condition) -> None:
+def _wait(run: Run, process: subprocess.Popen, condition, seconds: float) -> None:
+    """Looks again and again until the condition holds, so many seconds apart."""
     while not condition():
         if process.poll() is not None:
             run.check(process.returncode)
@@ -166,7 +178,7 @@ def _wait(run: Run, process: subprocess.Popen, condition) -> None:
                 f"{run.workdir}: the run ended before it could be killed; give a config with more "
                 "steps and checkpoints, and a smaller train.log_every"
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(seconds)
 
 
 def _seconds_per_line(run: Run) -> float:

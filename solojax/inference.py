@@ -189,21 +189,21 @@ def check_same_network(task: Task, variables: PyTree, path: str) -> None:
     batch = stack_examples([empty_example((64, 64), 0)])
     wanted = _leaf_shapes(jax.eval_shape(task.init, jax.random.key(0), batch))
     found = _leaf_shapes(variables)
-    differing = sorted(
-        "/".join(leaf)
-        for leaf in wanted.keys() | found.keys()
+    differing = [
+        f"{leaf} {found.get(leaf, 'is not')} in it and {wanted.get(leaf, 'not')} here"
+        for leaf in sorted(wanted.keys() | found.keys())
         if wanted.get(leaf) != found.get(leaf)
-    )
+    ]
     if differing:
-        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise InputError(
             f"checkpoint {path} is of another architecture than the config: {len(differing)} "
             f"leaves differ ({shown}); use the config that it was trained with"
         )
 
 
-def _leaf_shapes(variables: PyTree) -> dict[tuple[str, ...], tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(variables)
+def _leaf_shapes(variables: PyTree) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(variables, sep="/")
     return {path: tuple(value.shape) for path, value in flat.items()}
 
 

@@ -23,9 +23,9 @@ from solojax.errors import InputError
 CATEGORY_IDS = (2, 5, 11, 17, 40)
 """The json ids of `CLASS_NAMES`: neither contiguous nor from 1, as the ids of COCO itself."""
 
-DEFAULT_IMAGE_SIZES = ((224, 224),)
+DEFAULT_IMAGE_SIZES = ((160, 160),)
 MIN_IMAGE_SIDE = 96
-DRAWING_VERSION = 1  # raised whenever the same arguments give other pictures
+DRAWING_VERSION = 2  # raised whenever the same arguments give other pictures
 STATUS_FILE = "synthetic.json"
 
 _SPLITS = ("train", "val")

@@ -21,7 +21,7 @@ PALETTE = np.array(
 )  # fmt: skip
 """float32 (12, 3) RGB in [0, 255]."""
 
-DEFOCUS = (0.8, 1.8)  # standard deviation of the background's blur, pixels
+DEFOCUS = (1.5, 3.0)  # standard deviation of the background's blur, pixels
 
 
 def draw_texture(
@@ -117,7 +117,7 @@ def _textured_regions(rng: np.random.Generator, height: int, width: int) -> np.n
     owner = np.stack([smooth_field(rng, height, width, cell) for _ in range(count)]).argmax(0)
     weight = np.zeros((height, width), np.float32)
     for region in range(count):
-        field = rng.uniform(0.3, 0.9) * draw_field(rng, height, width)
+        field = rng.uniform(0.2, 0.6) * draw_field(rng, height, width)
         np.copyto(weight, field, where=owner == region, casting="same_kind")
     first, second = np.stack([draw_colors(rng) for _ in range(count)], axis=1)
     canvas = np.take(second - first, owner, axis=0)
@@ -140,7 +140,7 @@ def _paint_torn_patch(rng: np.random.Generator, canvas: np.ndarray) -> None:
         return
     window = canvas[y : y + h, x : x + w]
     alpha = mask[y : y + h, x : x + w, None].astype(np.float32) / 255
-    window += alpha * (draw_texture(rng, h, w, contrast=rng.uniform(0.3, 1.0)) - window)
+    window += alpha * (draw_texture(rng, h, w, contrast=rng.uniform(0.1, 0.6)) - window)
 
 
 def _paint_line(rng: np.random.Generator, canvas: np.ndarray) -> None:

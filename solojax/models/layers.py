@@ -7,7 +7,6 @@ None keeps the type of input and parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -140,12 +139,19 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        grouped = exact.reshape(*x.shape[:3], self.num_groups, -1)
-        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
-        var = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
-        normalized = ((grouped - mean) * jax.lax.rsqrt(var + 1e-5)).reshape(x.shape)
+        # Sums over space per channel, and only then over a group's channels: splitting the
+        # innermost axis into groups would keep every unit that works on vectors from it.
+        centered = exact - self._group_mean(exact)
+        inverse = jax.lax.rsqrt(self._group_mean(jnp.square(centered)) + 1e-5)
+        normalized = centered * inverse
         dtype = self.dtype or exact.dtype
         return (normalized * scale + bias).astype(dtype)
+
+    def _group_mean(self, x: Array) -> Array:
+        """Mean over space and each group's channels: (B, H, W, C) to (B, 1, 1, C)."""
+        channels = jnp.mean(x, axis=(1, 2))
+        groups = jnp.mean(channels.reshape(x.shape[0], self.num_groups, -1), axis=-1)
+        return jnp.repeat(groups, x.shape[-1] // self.num_groups, axis=-1)[:, None, None]
 
 
 class ConvNormRelu(nn.Module):
@@ -206,4 +212,22 @@ def backbone_norm(
     return BatchNorm(use_running_average=running, dtype=dtype, name=name)(x, row_mask)
 
 
-max_pool_3x3 = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+def max_pool_3x3(x: Array) -> Array:
+    """3x3 maxima with stride 2 and padding 1: (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), C).
+
+    Written as maxima of shifted slices, because the gradient of a windowed maximum is a scatter,
+    which CPUs run on one thread. Where pixels tie, they share the gradient.
+    """
+    return _max_of_three(_max_of_three(x, 1), 2)
+
+
+def _max_of_three(x: Array, axis: int) -> Array:
+    length = x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, 1)
+    padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+    slices = [
+        jax.lax.slice_in_dim(padded, start, start + length, stride=2, axis=axis)
+        for start in range(3)
+    ]
+    return jnp.maximum(jnp.maximum(slices[0], slices[1]), slices[2])

@@ -7,6 +7,8 @@ axis, also when shrinking.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,14 +60,50 @@ def resize_bilinear(x: Array, height: int, width: int) -> Array:
     return x
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _upsample_axis_2x(x: Array, axis: int) -> Array:
-    length = x.shape[axis]
-    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
-    last = jax.lax.slice_in_dim(x, length - 1, length, axis=axis)
-    before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
-    after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
-    pair = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
-    return pair.reshape(x.shape[:axis] + (2 * length,) + x.shape[axis + 1 :])
+    before = jnp.concatenate([_first(x, axis), _without_last(x, axis)], axis)
+    after = jnp.concatenate([_without_first(x, axis), _last(x, axis)], axis)
+    return _interleave(0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after, axis)
+
+
+def _upsample_forward(x: Array, axis: int):
+    return _upsample_axis_2x(x, axis), None
+
+
+def _upsample_backward(axis: int, _, gradient: Array):
+    # Every input gathers from the four outputs it went into: a gradient by autodiff would add up
+    # padded copies of the slices instead, at several times the cost on CPUs.
+    length = gradient.shape[axis]
+    even = jax.lax.slice_in_dim(gradient, 0, length, stride=2, axis=axis)
+    odd = jax.lax.slice_in_dim(gradient, 1, length, stride=2, axis=axis)
+    from_next = jnp.concatenate([_without_first(even, axis), _last(odd, axis)], axis)
+    from_previous = jnp.concatenate([_first(even, axis), _without_last(odd, axis)], axis)
+    return (0.75 * (even + odd) + 0.25 * (from_next + from_previous),)
+
+
+_upsample_axis_2x.defvjp(_upsample_forward, _upsample_backward)
+
+
+def _interleave(even: Array, odd: Array, axis: int) -> Array:
+    shape = even.shape[:axis] + (2 * even.shape[axis],) + even.shape[axis + 1 :]
+    return jnp.stack([even, odd], axis=axis + 1).reshape(shape)
+
+
+def _first(x: Array, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+
+
+def _last(x: Array, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+
+
+def _without_first(x: Array, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, 1, None, axis=axis)
+
+
+def _without_last(x: Array, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis)
 
 
 def upsample_bilinear_2x(x: Array) -> Array:

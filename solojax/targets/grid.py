@@ -104,6 +104,13 @@ def _cells_of(coordinate: Array, size: int, num_grid: int) -> Array:
     return jnp.sum(coordinate[..., None] >= edges, axis=-1, dtype=jnp.int32)
 
 
+def _half(box_side: Array, grid: GridSpec) -> Array:
+    """Half the side of the centre region, from box sides (N,) that are not negative."""
+    # The maximum keeps the product's rounding: compilers would fuse it with the sum that follows,
+    # and a corner on a border could fall into another cell than published.
+    return jnp.maximum(0.5 * box_side * jnp.float32(grid.center_sigma), 0.0)
+
+
 def _axis_range(center: Array, half: Array, size: int, num_grid: int) -> tuple[Array, Array]:
     """First and last positive cell along one axis, (N,) int32 each."""
     own = _cells_of(center, size, num_grid)
@@ -122,9 +129,8 @@ def _level_cells(
     box_width, box_height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area = box_width * box_height
     in_scale = valid & (area >= low) & (area <= high)
-    sigma = jnp.float32(grid.center_sigma)
-    left, right = _axis_range(centers[:, 0], 0.5 * box_width * sigma, width, side)
-    top, bottom = _axis_range(centers[:, 1], 0.5 * box_height * sigma, height, side)
+    left, right = _axis_range(centers[:, 0], _half(box_width, grid), width, side)
+    top, bottom = _axis_range(centers[:, 1], _half(box_height, grid), height, side)
     steps = jnp.arange(2 * REACH + 1, dtype=jnp.int32)
     rows, columns = top[:, None] + steps, left[:, None] + steps
     inside = (rows <= bottom[:, None])[:, :, None] & (columns <= right[:, None])[:, None, :]

@@ -191,7 +191,9 @@ class InstanceSegmentation:
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
         )
-        return jnp.where(batch.valid, jnp.sum(focal, axis=(1, 2)), 0.0)
+        # The values are float32; in float64 their sums must not depend on who adds which rows.
+        dtype = jnp.promote_types(outputs.category_logits.dtype, focal.dtype)
+        return jnp.where(batch.valid, jnp.sum(focal, axis=(1, 2), dtype=dtype), 0.0)
 
 
 def _group_reciprocal(count: Array, size: int, offset: float) -> Array:

@@ -26,7 +26,7 @@ class TrainProgress:
 
     def __init__(self, *, total_steps: int, start_step: int, batch_size: int, enabled: bool = True):
         self._total, self._step, self._batch_size = total_steps, start_step, batch_size
-        self._writes_lines = enabled and not sys.stderr.isatty()
+        self._writes_lines = enabled and not _is_terminal()
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -84,7 +84,7 @@ def progress_bar(total: int, *, description: str, unit: str, leave: bool = True)
       unit: of what.
       leave: whether the finished bar stays on the screen.
     """
-    if sys.stderr.isatty():
+    if _is_terminal():
         return tqdm(total=total, desc=description, unit=unit, leave=leave, dynamic_ncols=True)
     return tqdm(
         total=total,
@@ -97,6 +97,10 @@ def progress_bar(total: int, *, description: str, unit: str, leave: bool = True)
         maxinterval=2 * _LOG_SECONDS,
         bar_format=_LOG_FORMAT,
     )
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 class _LogLines:

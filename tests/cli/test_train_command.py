@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 
@@ -13,7 +14,8 @@ from helpers import tiny_run
 from helpers.tiny_config import TOTAL_STEPS, get_config
 from helpers.tiny_run import edit_json, refusal, train, use_nano_network, write_data
 
-from solojax.config import from_json
+from solojax.build import build_train_plan, load_train_set
+from solojax.config import from_json, load_config
 from solojax.train.checkpoints import load_variables
 from solojax.train.metric_writer import MetricWriter, read_metrics
 
@@ -32,7 +34,9 @@ def data(tmp_path):
 
 @pytest.fixture
 def nano(monkeypatch):
+    """`train` with a network that compiles at once."""
     use_nano_network(monkeypatch)
+    return functools.partial(train, config=tiny_run.NANO_CONFIG)
 
 
 def params_of(workdir, step=None):
@@ -103,10 +107,10 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, caplog):
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(data, tmp_path, nano, caplog):
     caplog.set_level(logging.INFO)
     kept = dict(train__checkpoint_every=2, train__eval_every=0, train__keep_checkpoints=9)
-    assert train(tmp_path / "whole", data, train__total_steps=4, **kept).code == 0
-    assert train(tmp_path / "parts", data, train__total_steps=2, **kept).code == 0
+    assert nano(tmp_path / "whole", data, train__total_steps=4, **kept).code == 0
+    assert nano(tmp_path / "parts", data, train__total_steps=2, **kept).code == 0
     assert "going on" not in caplog.text
-    assert train(tmp_path / "parts", data, train__total_steps=4, **kept).code == 0
+    assert nano(tmp_path / "parts", data, train__total_steps=4, **kept).code == 0
     assert "going on from step 2 of 4" in caplog.text
     assert "train.total_steps 4 (was 2)" in caplog.text
     assert_same_tree(params_of(tmp_path / "whole"), params_of(tmp_path / "parts"))
@@ -119,7 +123,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(data, tmp_path, nano, 
 
 def test_every_evaluated_step_is_saved_and_the_best_of_them_stays(data, tmp_path, nano):
     run = dict(train__total_steps=5, train__eval_every=2, train__checkpoint_every=100)
-    assert train(tmp_path / "run", data, train__keep_checkpoints=1, **run).code == 0
+    assert nano(tmp_path / "run", data, train__keep_checkpoints=1, **run).code == 0
     _, lines = read_metrics(tmp_path / "run")
     scores = {line["step"]: line["mask/AP"] for line in lines if "mask/AP" in line}
     assert set(scores) == {2, 4, 5}
@@ -151,10 +155,10 @@ def test_other_classes_in_the_workdir_are_refused(data, finished):
 
 def test_random_frozen_statistics_are_warned_of(data, tmp_path, nano, caplog):
     run = dict(train__total_steps=1, train__eval_every=0, train__checkpoint_every=0)
-    assert train(tmp_path / "run", data, **run).code == 0
+    assert nano(tmp_path / "run", data, **run).code == 0
     assert "random weights" not in caplog.text
     frozen = dict(model__backbone__norm="frozen_batch_norm", model__backbone__frozen_stages=1)
-    assert train(tmp_path / "run", data, **run, **frozen).code == 0
+    assert nano(tmp_path / "run", data, **run, **frozen).code == 0
     warning = next(r.getMessage() for r in caplog.records if "random weights" in r.getMessage())
     assert "norm=frozen_batch_norm and model.backbone.frozen_stages=1" in warning
     assert "--config.model.backbone.norm=batch_norm" in warning
@@ -172,7 +176,6 @@ def break_annotation(**changes):
     return lambda document: document["annotations"][3].update(changes)
 
 
-POLYGON = [[1, 1, 9, 1, 9, 9]]
 BAD_ANNOTATIONS = {
     "an image that is not there": (break_annotation(image_id=12345), "no such image_id"),
     "a class that is not there": (break_annotation(category_id=99), "category_id 99"),
@@ -231,8 +234,8 @@ def test_a_data_root_that_is_not_there(tmp_path):
 
 
 def test_other_classes_in_the_validation_set(data, tmp_path):
-    edit_json(data / "val.json", lambda document: document["categories"].pop())
-    refusal(train(tmp_path / "run", data), "val.json", "same categories")
+    edit_json(data / "val.json", lambda document: document["categories"][0].update(name="star"))
+    refusal(train(tmp_path / "run", data), "val.json", "'star'", "same categories")
 
 
 def test_the_wrong_number_of_classes(data, tmp_path):
@@ -249,10 +252,10 @@ def test_broken_images_are_left_out_counted_and_named(data, tmp_path, nano, capl
     (images / "image_1.png").write_bytes(b"")
     whole = (images / "image_2.png").read_bytes()
     (images / "image_2.png").write_bytes(whole[: len(whole) // 2])
-    run = dict(train__batch_size=8, train__total_steps=3, train__eval_every=0)
-    assert train(tmp_path / "run", data, **run).code == 0
+    run = dict(train__total_steps=6, train__eval_every=0, train__checkpoint_every=0)
+    assert nano(tmp_path / "run", data, **run).code == 0
     _, lines = read_metrics(tmp_path / "run")
-    # 3 steps of 8 images are 4 epochs of 6, in each of which 3 are broken.
+    # 6 steps of 4 images are 4 epochs of 6, in each of which 3 are broken.
     assert sum(line["data/broken_images"] for line in lines) == 12
     assert all(np.isfinite(line["loss"]) for line in lines)
     for name, problem in (("0", "No such file"), ("1", "empty"), ("2", "truncated")):
@@ -270,39 +273,55 @@ def test_no_image_can_be_read(data, tmp_path, split, numbers):
 
 
 def test_an_image_unlike_its_annotation_ends_the_run_but_keeps_its_work(data, tmp_path, nano):
-    """Six images in one epoch of two steps: the third step and later ones meet the last image."""
-    run = dict(train__batch_size=4, train__eval_every=0, train__checkpoint_every=100)
-    run |= dict(data__threads=1, data__prefetch=1, train__total_steps=50)
+    run = dict(train__eval_every=0, train__checkpoint_every=100, train__total_steps=8)
 
-    def turn(document):
-        document["images"][3].update(height=48)
-        for annotation in document["annotations"]:
-            if annotation["image_id"] == document["images"][3]["id"]:
-                annotation.update(segmentation=POLYGON, bbox=[1, 1, 8, 8])
+    def repeat_images(document):
+        first = document["annotations"][0]
+        for number in range(40):
+            image_id = 1000 + number
+            document["images"].append(document["images"][number % 6] | {"id": image_id})
+            document["annotations"].append(first | {"id": image_id, "image_id": image_id})
 
-    edit_json(data / "train.json", turn)
-    outcome = train(tmp_path / "run", data, **run)
-    refusal(outcome, "image_3.png", "64x64", "64x48")
-    lines = read_metrics(tmp_path / "run")[1] if (tmp_path / "run/metrics.jsonl").exists() else []
-    saved = steps_in(tmp_path / "run" / "checkpoints")
-    assert saved == ({str(lines[-1]["step"])} if lines else set())
+    edit_json(data / "train.json", repeat_images)
+    config = load_config(tiny_run.NANO_CONFIG, [f"--config.data.root={data}"])
+    plan = build_train_plan(config, load_train_set(config))
+    late = int(plan.at(5).image_indices[0])
+    good = (data / "train.json").read_text()
+
+    def enlarge(document):
+        document["images"][late].update(height=80, width=80)
+        document["annotations"] = [
+            annotation
+            for annotation in document["annotations"]
+            if annotation["image_id"] != document["images"][late]["id"]
+        ]
+
+    edit_json(data / "train.json", enlarge)
+    outcome = nano(tmp_path / "run", data, **run)
+    refusal(outcome, "image_", "64x64", "80x80", "correct its width and height")
+    # Steps 0 to 3 ran; the batch of step 4 is handed out once that of step 5 is being copied.
+    assert steps_in(tmp_path / "run" / "checkpoints") == {"4"}
+    (data / "train.json").write_text(good)
+    assert nano(tmp_path / "run", data, **run).code == 0
+    steps = [line["step"] for line in read_metrics(tmp_path / "run")[1]]
+    assert steps == list(range(1, 9))
 
 
 # More than there is room for.
 
 
 def test_objects_beyond_the_room_are_counted(data, tmp_path, nano, caplog):
-    run = dict(train__batch_size=12, train__total_steps=1, train__eval_every=0)
-    assert train(tmp_path / "few", data, data__max_instances=1, **run).code == 0
-    # Two objects an image, twelve images.
-    assert read_metrics(tmp_path / "few")[1][0]["data/dropped_instances"] == 12
+    run = dict(train__total_steps=1, train__eval_every=0, train__checkpoint_every=0)
+    assert nano(tmp_path / "few", data, data__max_instances=1, **run).code == 0
+    # Two objects an image, four images.
+    assert read_metrics(tmp_path / "few")[1][0]["data/dropped_instances"] == 4
     assert "data/dropped_instances" in caplog.text and "data.max_instances" in caplog.text
 
 
 def test_positive_pairs_beyond_the_room_are_counted(data, tmp_path, nano, caplog):
-    run = dict(train__batch_size=12, train__total_steps=1, train__eval_every=0)
-    assert train(tmp_path / "all", data, **run).code == 0
-    assert train(tmp_path / "few", data, model__max_positives=2, **run).code == 0
+    run = dict(train__total_steps=1, train__eval_every=0, train__checkpoint_every=0)
+    assert nano(tmp_path / "all", data, **run).code == 0
+    assert nano(tmp_path / "few", data, model__max_positives=2, **run).code == 0
     whole, few = (read_metrics(tmp_path / name)[1][0] for name in ("all", "few"))
     assert whole["targets/overflow"] == 0 < few["targets/overflow"]
     pairs = few["targets/positive_pairs"] + few["targets/overflow"]
@@ -319,7 +338,7 @@ def test_positive_pairs_beyond_the_room_are_counted(data, tmp_path, nano, caplog
         ("--config.optimizer.learning_rat=1", ["'optimizer.learning_rate'"]),
         ("--config.train.batch_size=six", ["train.batch_size", "'six'"]),
         ("--config.train.batch_size=6", ["train.batch_size 6", "4 devices"]),
-        ("--config.model.grid.num_grids=8,6", ["model.grid", "'num_grids'" if False else "level"]),
+        ("--config.model.grid.num_grids=8,6", ["2 levels", "one entry per level"]),
         ("--config.model.neck.num_outputs=4", ["5 levels", "'model.neck.num_outputs' is 4"]),
         ("--config.model.neck.num_outputs=3", ["'model.neck.num_outputs' is 3"]),
         ("--config.evaluation.max_detections=99", ["max_detections 99"]),
@@ -362,14 +381,14 @@ def test_a_full_disk_under_the_checkpoints_keeps_the_earlier_ones(
     data, tmp_path, nano, monkeypatch
 ):
     run = dict(train__eval_every=0, train__checkpoint_every=2)
-    assert train(tmp_path / "run", data, train__total_steps=2, **run).code == 0
+    assert nano(tmp_path / "run", data, train__total_steps=2, **run).code == 0
     with monkeypatch.context() as patch:
         patch.setattr("orbax.checkpoint.AsyncCheckpointer.save", full)
-        outcome = train(tmp_path / "run", data, train__total_steps=6, **run)
+        outcome = nano(tmp_path / "run", data, train__total_steps=6, **run)
     refusal(outcome, "checkpoint 4 could not be saved", "No space left", "free space")
     assert steps_in(tmp_path / "run" / "checkpoints") == {"2"}
     assert read_metrics(tmp_path / "run")[1][-1]["step"] == 4
-    assert train(tmp_path / "run", data, train__total_steps=6, **run).code == 0
+    assert nano(tmp_path / "run", data, train__total_steps=6, **run).code == 0
     steps = [line["step"] for line in read_metrics(tmp_path / "run")[1]]
     assert steps == [1, 2, 3, 4, 5, 6]
 
@@ -386,10 +405,10 @@ def test_a_full_disk_under_the_metrics_saves_what_was_learned(data, tmp_path, na
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricWriter, "write", write_until_full)
-        outcome = train(tmp_path / "run", data, **run)
+        outcome = nano(tmp_path / "run", data, **run)
     refusal(outcome, str(tmp_path / "run" / "metrics.jsonl"), "No space left")
     assert steps_in(tmp_path / "run" / "checkpoints") == {"3"}
-    assert train(tmp_path / "run", data, **run).code == 0
+    assert nano(tmp_path / "run", data, **run).code == 0
     assert read_metrics(tmp_path / "run")[1][-1]["step"] == 6
 
 
@@ -398,9 +417,9 @@ def test_a_full_disk_under_the_metrics_saves_what_was_learned(data, tmp_path, na
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_its_batch(data, tmp_path, nano):
     run = dict(train__eval_every=0, train__checkpoint_every=1, train__total_steps=2)
-    assert train(tmp_path / "run", data, **run).code == 0
+    assert nano(tmp_path / "run", data, **run).code == 0
     run |= dict(train__total_steps=9, optimizer__learning_rate=1e30)
-    outcome = train(tmp_path / "run", data, **run)
+    outcome = nano(tmp_path / "run", data, **run)
     line = refusal(outcome, "the loss is not finite at step", "optimizer.learning_rate")
     step = int(line.split("at step ")[1].split()[0])
     assert 3 < step < 9

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import functools
+import json
+import math
 
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_run
+from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
+from helpers.tiny_run import write_data
+
+from solojax.build import build_optimizer, build_task
 from solojax.config import (
     from_json,
     load_config,
@@ -10,7 +20,13 @@ from solojax.config import (
     shipped_configs,
     to_json,
 )
+from solojax.data.loader import stack_examples
+from solojax.data.transforms import empty_example
 from solojax.structures import GridSpec
+from solojax.train.metric_writer import read_metrics
+from solojax.train.state import create_state
+from solojax.train.step import make_train_step
+from solojax.training import run_training
 
 SPECS = [
     *(f"configs/solov2.py:{depth},{x}" for depth in ("r18", "r34", "r50", "r101") for x in "13"),
@@ -62,3 +78,73 @@ def test_mushrooms_is_the_measured_recipe():
     assert (config.train.total_steps, config.train.batch_size) == (800, 4)
     assert scaled_learning_rate(config) == 0.01 and config.optimizer.warmup_steps == 100
     assert milestone_steps(config, 800) == (600, 736)
+
+
+@functools.cache
+def shapes_of_step(text: str):
+    """Shapes of the state, then of state and metrics after a training step; see `program`."""
+    config = from_json(text)
+    task = build_task(config, 80)
+    optimizer, schedule = build_optimizer(config, 1000)
+    batch = stack_examples([empty_example((800, 1344), config.data.max_instances)] * 2)
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda key: create_state(task, optimizer, key, batch), key)
+    return state, *jax.eval_shape(make_train_step(task, optimizer, schedule=schedule), state, batch)
+
+
+def program(config) -> str:
+    """What of a config shapes the training step, the rest being the default's.
+
+    1x and 3x are one program, and so are the two small recipes: tracing takes seconds.
+    """
+    default = load_config("configs/solov2.py")
+    default.model, default.loss = config.model, config.loss
+    default.model.max_positives = 64
+    default.optimizer.name = config.optimizer.name
+    return to_json(default)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_whole_training_step_of_every_variant_has_the_right_shapes(spec):
+    config = load_config(spec)
+    before, after, metrics = shapes_of_step(program(config))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+    assert all((value.shape, value.dtype) == ((), np.float32) for value in metrics.values())
+    head = before.params["head"]
+    channels, kernels = config.model.head.channels, config.model.mask_features.out_channels
+    assert head["category_pred"]["kernel"].shape == (3, 3, channels, 80)
+    assert head["kernel_pred"]["kernel"].shape == (3, 3, channels, kernels)
+    blocks = [name for name in before.params["backbone"] if name.startswith("layer")]
+    assert len(blocks) == {18: 8, 34: 16, 50: 16, 101: 33}[config.model.backbone.depth]
+
+
+def test_the_published_model_has_its_published_size():
+    """Weights and biases of AdelaiDet's R50 checkpoint for COCO, counted in its state dict."""
+    state, *_ = shapes_of_step(program(load_config("configs/solov2.py:r50,3x")))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    assert count == 46_592_912
+
+
+def test_the_quickstart_trains(tmp_path_factory):
+    """The run that the tests of the commands share: `shrink` leaves its kind as it is."""
+    assert json.loads(to_json(get_config()))["model"]["backbone"] == json.loads(
+        to_json(load_config("configs/quickstart.py"))
+    )["model"]["backbone"] | {"width": 16}
+    run = tiny_run.finished_run(tmp_path_factory)
+    losses = [line["loss"] for line in read_metrics(run.workdir)[1] if "loss" in line]
+    assert len(losses) == TOTAL_STEPS and np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_variant_trains_two_steps(spec, tmp_path):
+    config = shrink(load_config(spec))
+    config.data.root = str(write_data(tmp_path / "data"))
+    config.train.total_steps, config.train.log_every = 2, 1
+    state = run_training(config, tmp_path / "run")
+    assert int(state.step) == 2
+    _, lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 2] and "mask/AP" in lines[-1]
+    assert all(math.isfinite(line["loss"]) for line in lines[:2])

@@ -69,7 +69,7 @@ class TinySegmenter(nn.Module):
 
 def tiny_task(norm="frozen_batch_norm", *, dtype=jnp.float32, **options) -> InstanceSegmentation:
     """The task around `TinySegmenter`; options are those of InstanceSegmentation."""
-    options = {"max_positives": 48} | options
+    options = {"max_positives": 8} | options
     return InstanceSegmentation(
         TinySegmenter(norm, dtype), GRID, NUM_CLASSES, dtype=dtype, **options
     )

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from solojax.config import load_config
+from solojax.config import load_config, parse_variants
 
 TOTAL_STEPS = 12
 
 
-def get_config() -> ConfigDict:
-    """The demo's config, shrunk; `data.root` is to be set."""
+def get_config(arg: str = "") -> ConfigDict:
+    """The demo's config, shrunk; `data.root` is to be set.
+
+    The variant "nano" is for `helpers.tiny_run.use_nano_network`: fewer levels compile faster.
+    """
     config = shrink(load_config("configs/quickstart.py"))
     config.train.total_steps = TOTAL_STEPS
     config.train.log_every = 1
     config.train.eval_every = TOTAL_STEPS
     config.train.checkpoint_every = TOTAL_STEPS
+    # With steps of the schedule in it, the program would be another for every length of a run.
+    config.optimizer.schedule = "constant"
+    if parse_variants(arg, {"network": ("resnet", "nano")})["network"] == "nano":
+        config.model.grid.num_grids = (8, 4)
+        config.model.grid.strides = (8, 16)
+        config.model.grid.scale_ranges = ((1, 24), (16, 96))
     return config
 
 

@@ -15,13 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
 
+from solojax.build import build_model
 from solojax.cli.main import main
 from solojax.structures import Array, SegmenterOutputs
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
+NANO_CONFIG = f"{CONFIG}:nano"
 # In no order, so that ids, labels and positions all differ.
 CATEGORIES = [
     {"id": 7, "name": "disk"},
@@ -64,7 +67,7 @@ class NanoNetwork(nn.Module):
 
 
 def use_nano_network(monkeypatch) -> None:
-    """Puts `NanoNetwork` in the place of the network that the config describes."""
+    """Puts `NanoNetwork` in the place of the network that `NANO_CONFIG` describes."""
 
     def build(config: ConfigDict, num_classes: int) -> NanoNetwork:
         return NanoNetwork(
@@ -91,13 +94,13 @@ def call(*words) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def train(workdir: Path, data: Path, **overrides) -> Outcome:
+def train(workdir: Path, data: Path, config: str = CONFIG, **overrides) -> Outcome:
     """`solojax train` with the tiny config; overrides as `train__total_steps=2`."""
     flags = [
         f"--config.{name.replace('__', '.')}={value}"
         for name, value in {"data__root": data, **overrides}.items()
     ]
-    return call("train", "--config", CONFIG, "--workdir", workdir, *flags)
+    return call("train", "--config", config, "--workdir", workdir, *flags)
 
 
 def refusal(outcome: Outcome, *parts: str) -> str:
@@ -123,12 +126,30 @@ class TinyRun:
     outcome: Outcome
 
 
-@functools.cache
 def finished_run(tmp_path_factory) -> TinyRun:
     """A run of the real network, trained once for all tests, which must not change it."""
-    folder = tmp_path_factory.mktemp("tiny_run")
+    return _train_once(tmp_path_factory.getbasetemp() / "tiny_run")
+
+
+@functools.cache
+def _train_once(folder: Path) -> TinyRun:
     data = write_data(folder / "data")
-    return TinyRun(data, folder / "run", train(folder / "run", data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("solojax.build.build_model", build_model)  # whatever a test has put there
+        return TinyRun(data, folder / "run", train(folder / "run", data))
+
+
+def finished_nano_run(tmp_path_factory) -> TinyRun:
+    """As `finished_run`, of the nano network; what loads it needs `use_nano_network`."""
+    return _train_nano_once(tmp_path_factory.getbasetemp() / "nano_run")
+
+
+@functools.cache
+def _train_nano_once(folder: Path) -> TinyRun:
+    data = write_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        use_nano_network(patch)
+        return TinyRun(data, folder / "run", train(folder / "run", data, NANO_CONFIG))
 
 
 def write_data(root: Path) -> Path:

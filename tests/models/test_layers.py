@@ -64,6 +64,18 @@ def test_max_pooling_is_the_loop_over_windows():
         np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), plain_layers.max_pool(x))
 
 
+def test_max_pooling_hands_the_gradient_to_the_largest_pixel():
+    cotangent = RNG.normal(size=(3, 3, 5, 4)).astype(np.float32)
+    (gradient,) = jax.jit(lambda x, g: jax.vjp(max_pool_3x3, x)[1](g))(X, cotangent)
+    expected = np.zeros(X.shape)
+    for b, y, x, c in np.ndindex(cotangent.shape):
+        rows, columns = slice(max(2 * y - 1, 0), 2 * y + 2), slice(max(2 * x - 1, 0), 2 * x + 2)
+        window = X[b, rows, columns, c]
+        row, column = np.unravel_index(window.argmax(), window.shape)
+        expected[b, rows.start + row, columns.start + column, c] += cotangent[b, y, x, c]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_batch_norm_trains_as_in_pytorch():
     """Three batches: biased variance normalises, the unbiased one enters the running average."""
     norm = BatchNorm(use_running_average=False)
@@ -165,7 +177,7 @@ def test_the_heads_block_is_convolution_norm_relu():
 
 
 def test_the_heads_blocks_start_from_small_normal_weights():
-    variables = ConvNormRelu(64).init(jax.random.key(0), np.zeros((1, 2, 2, 64), np.float32))
+    variables = jax.jit(ConvNormRelu(64).init)(jax.random.key(0), np.zeros((1, 2, 2, 64), np.float32))
     kernel = np.asarray(variables["params"]["conv"]["kernel"])
     assert abs(kernel.std() - 0.01) < 0.01 * 0.02  # 36,864 draws
     assert abs(kernel.mean()) < 0.01 * 0.02

@@ -16,9 +16,9 @@ IMAGE = np.random.default_rng(0).normal(size=(2, 64, 32, 3))
 
 
 @pytest.fixture
-def one_block_a_stage(monkeypatch):
-    """Half of ResNet-18, which compiles in half the time."""
-    monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1, 1, 1, 1))
+def three_blocks(monkeypatch):
+    """Less than half of ResNet-18, which compiles in less than half the time."""
+    monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1, 1, 1))
 
 
 def shapes_of(model, train=False):
@@ -78,7 +78,7 @@ def test_the_shortcut_is_the_input_itself_where_shapes_agree():
     np.testing.assert_array_equal(block.apply(variables, x, False, None), x)
 
 
-@pytest.mark.usefixtures("one_block_a_stage")
+@pytest.mark.usefixtures("three_blocks")
 def test_frozen_stages_keep_their_statistics_and_the_others_move():
     model = ResNet(18, width=8, norm="batch_norm", frozen_stages=2)
     image = IMAGE.astype(np.float32)
@@ -95,7 +95,7 @@ def test_frozen_stages_keep_their_statistics_and_the_others_move():
                 assert np.all(old != new), name
 
 
-@pytest.mark.usefixtures("one_block_a_stage")
+@pytest.mark.usefixtures("three_blocks")
 def test_rematerialising_changes_neither_outputs_nor_gradients():
     image = IMAGE[:, :32].astype(np.float32)
     results = {}
@@ -110,10 +110,10 @@ def test_rematerialising_changes_neither_outputs_nor_gradients():
             return sum(jnp.sum(jnp.sin(x)) for x in outputs), updated
 
         gradient = jax.value_and_grad(loss, has_aux=True)
-        jaxpr = str(jax.make_jaxpr(gradient)(variables["params"]))
-        assert ("checkpoint" in jaxpr or "remat" in jaxpr) == remat
-        compiled = jax.jit(gradient, compiler_options=QUICK_COMPILE)
-        results[remat] = compiled(variables["params"])
+        program = jax.jit(gradient, compiler_options=QUICK_COMPILE).lower(variables["params"])
+        # What is computed again hides behind barriers, or it would be merged with the first time.
+        assert ("optimization_barrier" in program.as_text()) == remat
+        results[remat] = program.compile()(variables["params"])
     for kept, again in zip(*map(jax.tree.leaves, results.values()), strict=True):
         scale = np.abs(kept).max()
         np.testing.assert_allclose(again, kept, rtol=0, atol=1e-4 * scale)
@@ -130,7 +130,7 @@ def test_an_unknown_depth_is_an_error():
         shapes_of(ResNet(20))
 
 
-@pytest.mark.usefixtures("one_block_a_stage")
+@pytest.mark.usefixtures("three_blocks")
 def test_rows_are_masked_in_every_norm_of_the_network():
     """A masked row moves no statistic anywhere, whatever it holds."""
     model = ResNet(18, width=4, norm="batch_norm", frozen_stages=-1)

@@ -73,6 +73,18 @@ def test_doubling_is_the_loop_over_pixels():
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(3, 4), (1, 3), (2, 1)])
+def test_the_gradient_of_doubling_is_its_transpose(size):
+    """Column by column: the gradient's weight of a pixel is what its own image doubles to."""
+    basis = np.eye(size[0] * size[1]).reshape(-1, *size, 1)
+    columns = bilinear(basis, 2 * size[0], 2 * size[1])
+    cotangent = np.random.default_rng(1).normal(size=columns.shape[1:]).astype(np.float32)
+    image = np.zeros((1, *size, 1), np.float32)
+    (gradient,) = jax.vjp(upsample_bilinear_2x, image)[1](cotangent[None])
+    expected = (columns * cotangent).sum(axis=(1, 2, 3)).reshape(size)
+    np.testing.assert_allclose(gradient[0, :, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_doubling_keeps_bfloat16():
     images = jax.ShapeDtypeStruct(IMAGES.shape, jnp.bfloat16)
     assert jax.eval_shape(upsample_bilinear_2x, images).dtype == jnp.bfloat16

@@ -1,0 +1,70 @@
+"""Convolution against a loop over taps, its gradients against autodiff and finite sums."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solojax.ops import convolution
+from solojax.ops.convolution import convolve
+
+
+def convolve_by_taps(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """Every tap of the kernel as a shifted matrix product, in float64."""
+    side = kernel.shape[0]
+    pad = side // 2
+    padded = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = x.shape[1:3]
+    total = 0.0
+    for row in range(side):
+        for column in range(side):
+            shifted = padded[:, row : row + height, column : column + width]
+            total = total + shifted[:, ::stride, ::stride] @ kernel[row, column].astype(np.float64)
+    return total
+
+
+def random_inputs(shape, side, out_channels):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    kernel = rng.standard_normal((side, side, shape[-1], out_channels)).astype(np.float32)
+    return x, kernel
+
+
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (7, 2), (5, 1)])
+@pytest.mark.parametrize("shape", [(2, 8, 12, 3), (1, 7, 9, 4)])
+def test_equals_the_sum_over_taps(shape, side, stride):
+    x, kernel = random_inputs(shape, side, 5)
+    expected = convolve_by_taps(x, kernel, stride)
+    np.testing.assert_allclose(convolve(x, kernel, stride), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 10, 3), (1, 14, 9, 4), (2, 7, 5, 3)])
+@pytest.mark.parametrize("pixels", [10, 64, 4096])
+def test_kernel_gradient_is_the_same_in_bands(monkeypatch, shape, pixels):
+    """A band is one row, some rows or all of them; the gradient is that of the definition."""
+    monkeypatch.setattr(convolution, "_CPU_PIXELS", pixels)
+    x, kernel = random_inputs(shape, 3, 4)
+    gradient = np.random.default_rng(1).standard_normal((*shape[:3], 4)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    height, width = shape[1:3]
+    expected = np.stack(
+        [
+            np.einsum("bhwi,bhwo->io", padded[:, i : i + height, j : j + width], gradient)
+            for i in range(3)
+            for j in range(3)
+        ]
+    ).reshape(kernel.shape)
+    _, pull = jax.vjp(lambda k: convolve(jnp.asarray(x), k), jnp.asarray(kernel))
+    np.testing.assert_allclose(pull(jnp.asarray(gradient))[0], expected, atol=1e-4)
+
+
+def test_input_gradient_is_the_transpose():
+    """<conv(x), g> = <x, conv^T(g)> for every x and g."""
+    x, kernel = random_inputs((2, 9, 8, 3), 3, 4)
+    gradient = np.random.default_rng(1).standard_normal((2, 9, 8, 4)).astype(np.float32)
+    y, pull = jax.vjp(lambda x: convolve(x, jnp.asarray(kernel)), jnp.asarray(x))
+    left = np.sum(np.asarray(y, np.float64) * gradient)
+    right = np.sum(np.asarray(pull(jnp.asarray(gradient))[0], np.float64) * x)
+    np.testing.assert_allclose(left, right, rtol=1e-5)

@@ -1,0 +1,231 @@
+"""solojax.targets.grid against a loop over levels, objects and cells, and its properties."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from helpers.plain_targets import assign, cell_of
+from helpers.properties import reproducible
+from helpers.tiny import CANVAS, GRID, NUM_CLASSES, assert_same_bits, random_batch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solojax.errors import InputError
+from solojax.structures import GridSpec, Instances
+from solojax.targets.grid import cell_edges, grid_targets, scale_bounds
+
+HEIGHT, WIDTH = CANVAS
+
+
+@functools.cache
+def compiled(max_positives):
+    return jax.jit(
+        functools.partial(
+            grid_targets,
+            grid=GRID,
+            canvas=CANVAS,
+            num_classes=NUM_CLASSES,
+            max_positives=max_positives,
+        )
+    )
+
+
+def quarters(low, high):
+    """Multiples of 1/4: they often lie exactly on a border between cells."""
+    return st.integers(4 * low, 4 * high).map(lambda n: n / 4)
+
+
+@st.composite
+def objects(draw):
+    width, height = draw(quarters(1, WIDTH)), draw(quarters(1, HEIGHT))
+    x, y = draw(quarters(0, WIDTH - 1)), draw(quarters(0, HEIGHT - 1))
+    center = draw(quarters(0, WIDTH - 1)), draw(quarters(0, HEIGHT - 1))
+    label, valid = draw(st.integers(0, NUM_CLASSES - 1)), draw(st.booleans())
+    return (x, y, x + width, y + height), label, center, valid
+
+
+scenes = st.lists(objects(), min_size=5, max_size=5)
+
+
+def as_instances(scene, padding=0):
+    """A batch of one image; `padding` adds objects that are not valid and hold garbage."""
+    rows = list(scene) + [((0, 0, 50, 40), 2, (30, 30), False)] * padding
+    boxes, labels, centers, valid = zip(*rows, strict=True)
+    return Instances(
+        boxes=np.array([boxes], np.float32),
+        labels=np.array([labels], np.int32),
+        centers=np.array([centers], np.float32),
+        masks=np.zeros((1, len(rows), HEIGHT // 4, WIDTH // 32), np.uint8),
+        valid=np.array([valid]),
+    )
+
+
+def plain_targets(instances, row=0):
+    return assign(
+        instances.boxes[row],
+        instances.labels[row],
+        instances.centers[row],
+        instances.valid[row],
+        GRID,
+        CANVAS,
+        NUM_CLASSES,
+    )
+
+
+def check_row(targets, row, expected, max_positives):
+    """One image's targets against the loop's."""
+    category, owner, pairs = expected
+    kept = pairs[:max_positives]
+    np.testing.assert_array_equal(targets.category[row], category)
+    np.testing.assert_array_equal(targets.owner[row], owner)
+    np.testing.assert_array_equal(targets.valid[row], np.arange(max_positives) < len(kept))
+    np.testing.assert_array_equal(targets.cells[row][: len(kept)], [cell for cell, _ in kept])
+    np.testing.assert_array_equal(targets.instances[row][: len(kept)], [n for _, n in kept])
+    assert int(targets.overflow[row]) == len(pairs) - len(kept)
+
+
+@reproducible
+@given(scenes)
+def test_assignment_is_the_loop_in_order_and_overflow_is_counted(scene):
+    instances = as_instances(scene)
+    expected = plain_targets(instances)
+    for max_positives in (7, 140):  # no scene of five has more than 5 x 9 x 3 pairs
+        targets = jax.device_get(compiled(max_positives)(instances))
+        check_row(targets, 0, expected, max_positives)
+
+
+def test_images_of_a_batch_with_real_masks():
+    instances = random_batch(3, rows=6, max_instances=6).instances
+    targets = jax.device_get(compiled(140)(instances))
+    total = 0
+    for row in range(6):
+        expected = plain_targets(instances, row)
+        check_row(targets, row, expected, 140)
+        total += len(expected[2])
+    assert total > 60
+
+
+@reproducible
+@given(scenes)
+def test_positive_cells_lie_near_the_centre_and_in_the_centre_region(scene):
+    instances = as_instances(scene)
+    targets = jax.device_get(compiled(140)(instances))
+    offsets = np.array(GRID.level_offsets)
+    for cell, n, valid in zip(
+        targets.cells[0], targets.instances[0], targets.valid[0], strict=True
+    ):
+        if not valid:
+            continue
+        level = np.flatnonzero(cell >= offsets)[-1]
+        side = GRID.num_grids[level]
+        place = divmod(int(cell - offsets[level]), side)
+        box, center = instances.boxes[0, n], instances.centers[0, n]
+        low, high = GRID.scale_ranges[level]
+        extent = np.array([box[3] - box[1], box[2] - box[0]], np.float64)
+        assert instances.valid[0, n]
+        assert low <= np.sqrt(extent.prod()) * (1 + 1e-6) and np.sqrt(extent.prod()) <= high
+        for axis, (index, size, middle) in enumerate(
+            zip(place, CANVAS, center[::-1].astype(np.float64), strict=True)
+        ):
+            own = cell_of(middle, size, side)
+            assert abs(index - own) <= 1
+            # The cell overlaps [middle - 0.1 extent, middle + 0.1 extent], up to rounding.
+            half = 0.1 * extent[axis]
+            assert index * size / side <= middle + half + 1e-4
+            assert (index + 1) * size / side >= middle - half - 1e-4
+
+
+@reproducible
+@given(scenes)
+def test_padding_changes_no_bit(scene):
+    alone = jax.device_get(compiled(140)(as_instances(scene)))
+    padded = jax.device_get(compiled(140)(as_instances(scene, padding=3)))
+    for name in ("category", "owner", "valid", "overflow"):
+        assert_same_bits(getattr(padded, name), getattr(alone, name))
+    for name in ("cells", "instances"):
+        assert_same_bits(
+            getattr(padded, name)[alone.valid], getattr(alone, name)[alone.valid]
+        )
+
+
+@reproducible
+@given(scenes)
+def test_pairs_go_by_level_then_object_then_row_and_column(scene):
+    targets = jax.device_get(compiled(140)(as_instances(scene)))
+    valid = targets.valid[0]
+    cells, instances = targets.cells[0][valid], targets.instances[0][valid]
+    levels = np.searchsorted(np.array(GRID.level_offsets), cells, side="right")
+    keys = list(zip(levels.tolist(), instances.tolist(), cells.tolist(), strict=True))
+    assert keys == sorted(set(keys))
+
+
+def test_a_worked_example():
+    """A 32x32 object centred at (x 50, y 20): levels 1 and 2 of three take it."""
+    scene = [((34.0, 4.0, 66.0, 36.0), 1, (50.0, 20.0), True)]
+    targets = jax.device_get(compiled(140)(as_instances(scene * 1 + [scene[0][:3] + (False,)] * 4)))
+    # The region reaches 3.2 pixels each way: x 46.8..53.2, y 16.8..23.2.
+    # Grid 5: cells are 19.2 wide and 12.8 high: column 2, row 1.
+    # Grid 3: cells are 32 wide and 21.3 high: column 1, rows 0 and 1.
+    cells = [64 + 1 * 5 + 2, 64 + 25 + 0 * 3 + 1, 64 + 25 + 1 * 3 + 1]
+    assert targets.cells[0][targets.valid[0]].tolist() == cells
+    assert np.flatnonzero(targets.category[0] < NUM_CLASSES).tolist() == cells
+    assert set(targets.category[0][cells].tolist()) == {1}
+
+
+def test_the_region_is_rounded_before_it_is_added_to_the_centre():
+    """A corner at 12.8, a border of grid 5: multiplying and adding in one rounding crosses it."""
+    scene = [((8.0, 5.0, 75.0, 29.0), 0, (48.8, 15.2), True)]
+    scene += [scene[0][:3] + (False,)] * 4
+    instances = as_instances(scene)
+    half = np.float32(0.5) * np.float32(24) * np.float32(0.2)
+    assert np.float32(15.2) - half < np.float32(12.8)
+    check_row(jax.device_get(compiled(140)(instances)), 0, plain_targets(instances), 140)
+
+
+def test_a_later_object_takes_a_shared_cell_and_both_stay_in_the_pairs():
+    small = ((46.0, 16.0, 54.0, 24.0), 0, (50.0, 20.0), True)
+    scene = [small, (*small[:1], 2, *small[2:]), *[small[:3] + (False,)] * 3]
+    targets = jax.device_get(compiled(140)(as_instances(scene)))
+    shared = set(targets.cells[0][targets.valid[0]].tolist())
+    assert targets.instances[0][targets.valid[0]].tolist() == [0] * len(shared) + [1] * len(shared)
+    for cell in shared:
+        assert targets.category[0, cell] == 2 and targets.owner[0, cell] == 1
+
+
+def test_no_object_means_background_everywhere():
+    targets = jax.device_get(compiled(140)(as_instances([], padding=5)))
+    assert np.all(targets.category == NUM_CLASSES) and np.all(targets.owner == -1)
+    assert not targets.valid.any() and targets.overflow.tolist() == [0]
+
+
+@pytest.mark.parametrize(("size", "side"), [(256, 40), (256, 24), (1344, 36), (800, 12), (96, 8)])
+def test_edges_are_where_the_published_quotient_steps(size, side):
+    edges = cell_edges(size, side)
+    for coordinate in np.arange(0, size, 0.25, dtype=np.float32):
+        assert np.sum(coordinate >= edges) == cell_of(coordinate, size, side)
+    for cell, edge in enumerate(edges, start=1):
+        assert cell_of(edge, size, side) == cell
+        assert cell_of(np.nextafter(edge, np.float32(0)), size, side) == cell - 1
+
+
+def test_a_centre_on_a_border_falls_one_cell_lower_as_published():
+    # (128 / 256) // (1 / 40) is 19 in the published float32 arithmetic, not 20.
+    assert np.sum(np.float32(128) >= cell_edges(256, 40)) == 19
+
+
+@pytest.mark.parametrize("bounds", [(1, 96), (48, 192), (384, 2048), (7, 33)])
+def test_scale_bounds_are_those_of_the_square_root(bounds):
+    low, high = scale_bounds(*bounds)
+    for bound in (low, high):
+        for area in (np.nextafter(bound, np.float32(0)), bound, np.nextafter(bound, np.inf)):
+            area = np.float32(area)
+            by_root = np.float32(bounds[0]) <= np.sqrt(area) <= np.float32(bounds[1])
+            assert (low <= area <= high) == by_root
+
+
+def test_a_grid_with_levels_of_different_number_is_an_error():
+    with pytest.raises(InputError, match="same levels"):
+        GridSpec(num_grids=(8, 5), strides=(4,), scale_ranges=((1, 2), (2, 4)))

@@ -1,0 +1,135 @@
+"""Scoring: figures in every form they are shown in, and the files they are kept in."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+from helpers.tiny_config import get_config
+from helpers.tiny_run import use_nano_network, write_data
+
+from solojax.build import build_task, load_val_set
+from solojax.errors import InputError
+from solojax.evaluation import (
+    Evaluation,
+    figures_table,
+    flatten_figures,
+    score_file,
+    write_json,
+)
+
+FIGURES = {
+    "mask": {"AP": 0.5, "AP50": 0.75, "APl": -1.0},
+    "box": {"AP": 0.25, "AP50": 1.0, "APl": -1.0},
+    "per_class": {"a": {"mask/AP": 0.5, "box/AP": -1.0}, "long name": {"mask/AP": 1, "box/AP": 0}},
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = get_config("nano")
+    config.data.root = str(write_data(tmp_path / "data"))
+    return config
+
+
+@pytest.fixture
+def task(config, monkeypatch):
+    use_nano_network(monkeypatch)
+    return build_task(config, 5)
+
+
+def truth_as_results(document: dict) -> list[dict]:
+    """The annotations with run lengths of a document, as perfect results."""
+    return [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "score": 0.9,
+            "segmentation": annotation["segmentation"],
+        }
+        for annotation in document["annotations"]
+    ]
+
+
+def run_lengths_alone(document: dict) -> dict:
+    """The document without its polygons."""
+    kept = [a for a in document["annotations"] if isinstance(a["segmentation"], dict)]
+    return document | {"annotations": kept}
+
+
+def test_the_truth_scores_one(config, task, tmp_path):
+    path = tmp_path / "data" / "val.json"
+    document = run_lengths_alone(json.loads(path.read_text()))
+    path.write_text(json.dumps(document))
+    figures = Evaluation(task, config).score(truth_as_results(document))
+    assert figures["mask"]["AP"] == figures["box"]["AP"] == pytest.approx(1.0)
+    (tmp_path / "results.json").write_text(json.dumps(truth_as_results(document)))
+    from_file = score_file(
+        tmp_path / "results.json", path, backend="reference", class_agnostic=False
+    )
+    assert from_file["mask"] == pytest.approx(figures["mask"])
+
+
+def test_the_first_images_are_scored_as_if_there_were_no_others(config, task, tmp_path):
+    """Also where the file begins with a byte order mark."""
+    path = tmp_path / "data" / "val.json"
+    document = run_lengths_alone(json.loads(path.read_text()))
+    path.write_text("\ufeff" + json.dumps(document), encoding="utf-8")
+    config.evaluation.max_images = 2
+    first = Evaluation(task, config)
+    kept = {image["id"] for image in document["images"][:2]}
+    results = [r for r in truth_as_results(document) if r["image_id"] in kept]
+    assert first.num_images == 2
+    assert first.score(results)["mask"]["AP"] == pytest.approx(1.0)
+    with pytest.raises(InputError, match="is not in the annotations"):
+        first.score(truth_as_results(document))
+
+
+def test_the_data_set_may_be_given(config, task):
+    dataset = load_val_set(config)
+    assert Evaluation(task, config, dataset).num_images == 3
+
+
+def test_flat_figures():
+    assert flatten_figures(FIGURES) == {
+        "mask/AP": 0.5, "mask/AP50": 0.75, "mask/APl": -1.0,
+        "box/AP": 0.25, "box/AP50": 1.0, "box/APl": -1.0,
+    }  # fmt: skip
+    assert flatten_figures({"box": {"AP": 0.5}, "per_class": {}}) == {"box/AP": 0.5}
+
+
+def test_the_table():
+    assert figures_table(FIGURES).splitlines() == [
+        "              AP    AP50     APl",
+        "mask       0.500   0.750       -",
+        "box        0.250   1.000       -",
+        "",
+        "           mask/AP   box/AP",
+        "a            0.500        -",
+        "long name    1.000    0.000",
+    ]
+    boxes = {"box": FIGURES["box"], "per_class": {}}
+    assert [line.split() for line in figures_table(boxes).splitlines()] == [
+        ["AP", "AP50", "APl"],
+        ["box", "0.250", "1.000", "-"],
+    ]
+
+
+def test_a_table_of_very_many_classes_leaves_them_out():
+    many = {str(number): {"mask/AP": 0.5, "box/AP": 0.5} for number in range(80)}
+    assert len(figures_table(FIGURES | {"per_class": many}).splitlines()) == 3
+
+
+def test_json_files_are_whole_or_what_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "figures.json"
+    write_json({"a": 1}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1} and list(path.parent.iterdir()) == [path]
