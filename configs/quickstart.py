@@ -1,8 +1,10 @@
-"""A small SOLOv2 on made-up 224x224 images: from nothing to recognisable masks in minutes.
+"""A small SOLOv2 on made-up 160x160 images: from nothing to recognisable masks in minutes.
 
     solojax demo --workdir runs/demo
 
-makes the images, trains with this config, evaluates and draws the results. Meant for two CPU cores.
+makes the images, trains with this config, evaluates and draws the results. Meant for two CPU cores,
+about six minutes of training. AdamW with a cosine instead of the published SGD: it gets further in
+so few steps.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ def get_config() -> ConfigDict:
     """Returns the config; it has no variants."""
     config = base_config()
     config.model.backbone.depth = 18
+    config.model.backbone.width = 32
     config.model.backbone.norm = "batch_norm"
     config.model.backbone.frozen_stages = -1
     config.model.neck.channels = 64
@@ -23,9 +26,8 @@ def get_config() -> ConfigDict:
     config.model.head.channels = 64
     config.model.mask_features.channels = 32
     config.model.mask_features.out_channels = 64
-    # Everything about the geometry at half the size of the published light models' 448.
-    config.model.grid.num_grids = (20, 18, 12, 8, 6)
-    config.model.grid.scale_ranges = ((1, 28), (14, 56), (28, 112), (56, 224), (112, 448))
+    config.model.grid.num_grids = (16, 14, 10, 7, 5)
+    config.model.grid.scale_ranges = ((1, 24), (16, 40), (28, 72), (56, 112), (88, 320))
     config.model.max_positives = 128
 
     config.data.root = "data/synthetic"
@@ -33,19 +35,25 @@ def get_config() -> ConfigDict:
     config.data.train_images = "train"
     config.data.val_annotations = "val.json"
     config.data.val_images = "val"
-    config.data.short_sides = (224,)
-    config.data.long_side = 224
+    config.data.short_sides = (160,)
+    config.data.long_side = 160
     config.data.max_instances = 16
-    config.evaluation.short_side = 224
-    config.evaluation.long_side = 224
+    config.evaluation.short_side = 160
+    config.evaluation.long_side = 160
+    config.evaluation.batch_size = 4
     config.evaluation.max_candidates = 500
 
     config.train.batch_size = 8
-    config.train.total_steps = 400
+    config.train.total_steps = 1200
     config.train.epochs = None
-    config.train.log_every = 20
-    config.train.eval_every = 200
-    config.train.checkpoint_every = 200
+    config.train.log_every = 25
+    # The demo evaluates when training is over.
+    config.train.eval_every = 0
+    config.train.checkpoint_every = 400
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.003
     config.optimizer.reference_batch = 8
+    config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 50
+    config.optimizer.schedule = "cosine"
     return config

@@ -62,7 +62,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
-    _check_backbone(config)
+    _refuse_backbone_file(config)
     train_set = load_train_set(config)
     task = build_task(config, _num_classes(config, train_set))
     plan = build_train_plan(config, train_set)
@@ -71,6 +71,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     evaluation = _evaluation(config, task, train_set) if every else None
     optimizer, schedule = build_optimizer(config, steps)
     _say(config, train_set, steps, mesh.size)
+    _warn_of_random_layers(config)
 
     with Checkpointer(
         workdir / "checkpoints",
@@ -166,14 +167,18 @@ def _restore(
     return state
 
 
-def _check_backbone(config: ConfigDict) -> None:
-    """Refuses what cannot be read yet; warns of layers that would stay random for ever."""
-    backbone = config.model.backbone
-    if backbone.checkpoint:
+def _refuse_backbone_file(config: ConfigDict) -> None:
+    path = config.model.backbone.checkpoint
+    if path:
         raise InputError(
-            f"config key 'model.backbone.checkpoint' is '{backbone.checkpoint}': PyTorch backbones "
-            "cannot be read yet; leave it empty to train from random weights"
+            f"config key 'model.backbone.checkpoint' is '{path}': PyTorch backbones cannot be read "
+            "yet; leave it empty to train from random weights"
         )
+
+
+def _warn_of_random_layers(config: ConfigDict) -> None:
+    """Layers that never train are of use with trained weights alone."""
+    backbone = config.model.backbone
     stuck = []
     if backbone.norm == "frozen_batch_norm":
         stuck.append("model.backbone.norm=frozen_batch_norm")

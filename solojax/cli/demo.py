@@ -29,8 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--num_train",
         metavar="N",
         type=int,
-        default=1000,
-        help="images to draw for training (default 1000)",
+        default=2000,
+        help="images to draw for training (default 2000)",
     )
     parser.add_argument(
         "--num_val",

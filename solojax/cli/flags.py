@@ -75,13 +75,17 @@ def make_workdir(path: Path, flag: str = "--workdir") -> Path:
     """Creates the folder, unless it is there, and returns it.
 
     Raises:
-      InputError: a file is in its way.
+      InputError: a file is in its way, or it cannot be made for another reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
             f"{flag} {path}: a file is in the way: give the path of a folder"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path}: the folder cannot be made ({error.strerror}): give another path"
         ) from error
     return path
 

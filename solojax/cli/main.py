@@ -86,6 +86,12 @@ def _run(argv: list[str]) -> int:
         print(f"solojax {_version()}")
         return 0
     verb = words[0]
+    if verb.startswith("-"):
+        raise InputError(
+            f"unknown flag '{verb}' before the verb: did you mean "
+            f"'{nearest_name(verb, ('--help', '--version', '--debug'))}'? "
+            f"A verb comes first, one of {', '.join(VERBS)}"
+        )
     if verb not in VERBS:
         raise InputError(
             f"unknown verb '{verb}': did you mean '{nearest_name(verb, VERBS)}'? "

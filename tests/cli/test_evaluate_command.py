@@ -30,7 +30,8 @@ def evaluated(finished, tmp_path_factory):
     """The folder with figures.json and results.json of the finished run."""
     folder = tmp_path_factory.mktemp("evaluated")
     words = ["--output", folder / "figures.json", "--save_predictions", folder / "results.json"]
-    outcome = call("evaluate", "--checkpoint", finished.workdir, *words)
+    with tiny_run.quick_compile():  # as the run was
+        outcome = call("evaluate", "--checkpoint", finished.workdir, *words)
     assert outcome.code == 0, outcome
     (folder / "stdout").write_text(outcome.out)
     return folder

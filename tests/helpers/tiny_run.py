@@ -117,6 +117,17 @@ def refusal(outcome: Outcome, *parts: str) -> str:
     return line
 
 
+@contextlib.contextmanager
+def quick_compile():
+    """Halves the compilation of what runs a few times; figures may differ in the last digits."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 @dataclasses.dataclass(frozen=True)
 class TinyRun:
     """A finished run."""
@@ -134,7 +145,7 @@ def finished_run(tmp_path_factory) -> TinyRun:
 @functools.cache
 def _train_once(folder: Path) -> TinyRun:
     data = write_data(folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compile():
         patch.setattr("solojax.build.build_model", build_model)  # whatever a test has put there
         return TinyRun(data, folder / "run", train(folder / "run", data))
 

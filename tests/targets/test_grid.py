@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from helpers.plain_targets import assign, cell_of
 from helpers.properties import reproducible
-from helpers.tiny import CANVAS, GRID, NUM_CLASSES, assert_same_bits, random_batch
+from helpers.tiny import (
+    CANVAS,
+    GRID,
+    NUM_CLASSES,
+    QUICK_COMPILE,
+    assert_same_bits,
+    random_batch,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +28,8 @@ HEIGHT, WIDTH = CANVAS
 
 
 @functools.cache
-def compiled(max_positives):
+def compiled(max_positives=140, **options):
+    """A scene of five has at most 5 x 9 x 3 = 135 pairs."""
     return jax.jit(
         functools.partial(
             grid_targets,
@@ -29,8 +37,12 @@ def compiled(max_positives):
             canvas=CANVAS,
             num_classes=NUM_CLASSES,
             max_positives=max_positives,
-        )
+        ),
+        compiler_options=options,
     )
+
+
+quick = functools.partial(compiled, **QUICK_COMPILE)
 
 
 def quarters(low, high):
@@ -92,14 +104,13 @@ def check_row(targets, row, expected, max_positives):
 def test_assignment_is_the_loop_in_order_and_overflow_is_counted(scene):
     instances = as_instances(scene)
     expected = plain_targets(instances)
-    for max_positives in (7, 140):  # no scene of five has more than 5 x 9 x 3 pairs
-        targets = jax.device_get(compiled(max_positives)(instances))
-        check_row(targets, 0, expected, max_positives)
+    check_row(jax.device_get(compiled()(instances)), 0, expected, 140)
+    check_row(jax.device_get(quick(7)(instances)), 0, expected, 7)
 
 
 def test_images_of_a_batch_with_real_masks():
     instances = random_batch(3, rows=6, max_instances=6).instances
-    targets = jax.device_get(compiled(140)(instances))
+    targets = jax.device_get(quick()(instances))
     total = 0
     for row in range(6):
         expected = plain_targets(instances, row)
@@ -112,7 +123,7 @@ def test_images_of_a_batch_with_real_masks():
 @given(scenes)
 def test_positive_cells_lie_near_the_centre_and_in_the_centre_region(scene):
     instances = as_instances(scene)
-    targets = jax.device_get(compiled(140)(instances))
+    targets = jax.device_get(compiled()(instances))
     offsets = np.array(GRID.level_offsets)
     for cell, n, valid in zip(
         targets.cells[0], targets.instances[0], targets.valid[0], strict=True
@@ -141,8 +152,8 @@ def test_positive_cells_lie_near_the_centre_and_in_the_centre_region(scene):
 @reproducible
 @given(scenes)
 def test_padding_changes_no_bit(scene):
-    alone = jax.device_get(compiled(140)(as_instances(scene)))
-    padded = jax.device_get(compiled(140)(as_instances(scene, padding=3)))
+    alone = jax.device_get(compiled()(as_instances(scene)))
+    padded = jax.device_get(quick()(as_instances(scene, padding=3)))
     for name in ("category", "owner", "valid", "overflow"):
         assert_same_bits(getattr(padded, name), getattr(alone, name))
     for name in ("cells", "instances"):
@@ -154,7 +165,7 @@ def test_padding_changes_no_bit(scene):
 @reproducible
 @given(scenes)
 def test_pairs_go_by_level_then_object_then_row_and_column(scene):
-    targets = jax.device_get(compiled(140)(as_instances(scene)))
+    targets = jax.device_get(compiled()(as_instances(scene)))
     valid = targets.valid[0]
     cells, instances = targets.cells[0][valid], targets.instances[0][valid]
     levels = np.searchsorted(np.array(GRID.level_offsets), cells, side="right")
@@ -165,7 +176,7 @@ def test_pairs_go_by_level_then_object_then_row_and_column(scene):
 def test_a_worked_example():
     """A 32x32 object centred at (x 50, y 20): levels 1 and 2 of three take it."""
     scene = [((34.0, 4.0, 66.0, 36.0), 1, (50.0, 20.0), True)]
-    targets = jax.device_get(compiled(140)(as_instances(scene * 1 + [scene[0][:3] + (False,)] * 4)))
+    targets = jax.device_get(compiled()(as_instances(scene + [scene[0][:3] + (False,)] * 4)))
     # The region reaches 3.2 pixels each way: x 46.8..53.2, y 16.8..23.2.
     # Grid 5: cells are 19.2 wide and 12.8 high: column 2, row 1.
     # Grid 3: cells are 32 wide and 21.3 high: column 1, rows 0 and 1.
@@ -182,13 +193,13 @@ def test_the_region_is_rounded_before_it_is_added_to_the_centre():
     instances = as_instances(scene)
     half = np.float32(0.5) * np.float32(24) * np.float32(0.2)
     assert np.float32(15.2) - half < np.float32(12.8)
-    check_row(jax.device_get(compiled(140)(instances)), 0, plain_targets(instances), 140)
+    check_row(jax.device_get(compiled()(instances)), 0, plain_targets(instances), 140)
 
 
 def test_a_later_object_takes_a_shared_cell_and_both_stay_in_the_pairs():
     small = ((46.0, 16.0, 54.0, 24.0), 0, (50.0, 20.0), True)
     scene = [small, (*small[:1], 2, *small[2:]), *[small[:3] + (False,)] * 3]
-    targets = jax.device_get(compiled(140)(as_instances(scene)))
+    targets = jax.device_get(compiled()(as_instances(scene)))
     shared = set(targets.cells[0][targets.valid[0]].tolist())
     assert targets.instances[0][targets.valid[0]].tolist() == [0] * len(shared) + [1] * len(shared)
     for cell in shared:
@@ -196,7 +207,7 @@ def test_a_later_object_takes_a_shared_cell_and_both_stay_in_the_pairs():
 
 
 def test_no_object_means_background_everywhere():
-    targets = jax.device_get(compiled(140)(as_instances([], padding=5)))
+    targets = jax.device_get(compiled()(as_instances([], padding=5)))
     assert np.all(targets.category == NUM_CLASSES) and np.all(targets.owner == -1)
     assert not targets.valid.any() and targets.overflow.tolist() == [0]
 

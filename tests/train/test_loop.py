@@ -323,6 +323,31 @@ def test_seconds_per_step_leave_out_compilation_evaluation_and_saving(tmp_path, 
     assert seconds == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
+def test_the_bar_is_told_of_every_step_and_every_pause(tmp_path, monkeypatch):
+    events = []
+
+    class Bar:
+        def __init__(self, **settings):
+            events.append(settings)
+
+        def advance(self, metrics):
+            events.append("step" if metrics is None else "step with losses")
+
+        def __getattr__(self, name):
+            return lambda *_: events.append(name)
+
+    monkeypatch.setattr(loop, "TrainProgress", Bar)
+    run(tmp_path, 7, Recorder(), log=2, evaluate=3, checkpoint=100, start=4)
+    settings, *events = events
+    assert settings == dict(total_steps=7, start_step=4, batch_size=BATCH, enabled=True)
+    assert events == [
+        "skip_time", "step",  # compilation
+        "step with losses", "note", "skip_time",  # evaluation and saving
+        "step with losses", "note", "skip_time",
+        "close",
+    ]  # fmt: skip
+
+
 def test_the_summary_names_the_first_figures_of_each_group():
     results = {"mask/AP": 0.4, "mask/AP50": 0.5, "mask/AP75": 0.3, "mask/APs": 0.1, "box/AP": 0.25}
     assert loop._summary(7, results) == (

@@ -146,8 +146,9 @@ def recorded(parts):
     return jax.device_get((metrics, state.opt_state))
 
 
-def test_micro_batches_add_up_to_the_whole_batch():
-    metrics, gradient = recorded(2)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_add_up_to_the_whole_batch(parts):
+    metrics, gradient = recorded(parts)
     expected_metrics, expected_gradient = recorded(1)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
