@@ -44,12 +44,12 @@ def get_config() -> ConfigDict:
     config.evaluation.max_candidates = 500
 
     config.train.batch_size = 8
-    config.train.total_steps = 1200
+    config.train.total_steps = 1250
     config.train.epochs = None
     config.train.log_every = 25
     # The demo evaluates when training is over.
     config.train.eval_every = 0
-    config.train.checkpoint_every = 400
+    config.train.checkpoint_every = 625
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.003
     config.optimizer.reference_batch = 8

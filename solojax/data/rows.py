@@ -80,4 +80,3 @@ class ImageRows:
     def empty(self, canvas: tuple[int, int]) -> Example:
         """The row that fills up a batch or stands for an unreadable image."""
         return empty_example(canvas, 0)
-

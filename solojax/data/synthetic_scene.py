@@ -18,11 +18,11 @@ from solojax.data.synthetic_shapes import (
 from solojax.data.synthetic_textures import draw_background, draw_texture
 
 SMALL_SCALES = (20.0, 30.0)  # square root of the area, pixels, whatever the picture's size
-LARGE_SCALES = (0.21, 0.58)  # the same as a fraction of the root of the picture's area
+LARGE_SCALES = (0.21, 0.56)  # the same as a fraction of the root of the picture's area
 SMALL_SHARE = 0.22  # small by size; others become small because they are covered
-OBJECTS = (5, 9)  # how many are tried: from, up to but without
+OBJECTS = (6, 10)  # how many are tried: from, up to but without
 ATTEMPTS = 20  # positions tried for an object before it is left out
-MIN_VISIBLE_SHARE = 0.6  # what may be covered must leave the class decidable
+MIN_VISIBLE_SHARE = 0.7  # what may be covered must leave the class decidable
 MIN_VISIBLE_AREA = 100  # pixels
 MAX_TILT = 0.35  # radians either way: shapes mostly stand as their names make one think of them
 
@@ -163,7 +163,7 @@ def _paint(
     coverage = placement.coverage
     small = placement.scale < SMALL_SCALES[1]
     # Few periods of a texture fit on a small object: strong ones would hide its outline.
-    contrast = rng.uniform(0.05, 0.2) if small else rng.uniform(0.1, 0.35)
+    contrast = rng.uniform(0.05, 0.25) if small else rng.uniform(0.15, 0.45)
     surface = draw_texture(rng, *coverage.shape, contrast=contrast)
     inside = cv2.distanceTransform(np.pad((coverage >= 0.5).astype(np.uint8), 1), cv2.DIST_L2, 5)[
         1:-1, 1:-1

@@ -31,9 +31,9 @@ class FPN(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
         def conv(x, kernel_size, name):
-            return Conv(
-                self.channels, kernel_size, kernel_init=init, dtype=self.dtype, name=name
-            )(x)
+            return Conv(self.channels, kernel_size, kernel_init=init, dtype=self.dtype, name=name)(
+                x
+            )
 
         laterals = [conv(x, 1, f"lateral_{i}") for i, x in enumerate(features)]
         merged = [laterals[-1]]

@@ -37,9 +37,9 @@ class MaskFeatureHead(nn.Module):
             if level == len(pyramid) - 1:
                 x = append_coordinates(x)
             for step in range(max(level, 1)):
-                x = ConvNormRelu(
-                    self.channels, dtype=self.dtype, name=f"level{level}_conv{step}"
-                )(x)
+                x = ConvNormRelu(self.channels, dtype=self.dtype, name=f"level{level}_conv{step}")(
+                    x
+                )
                 if level > 0:
                     x = upsample_bilinear_2x(x)
             total = x if total is None else total + x

@@ -79,9 +79,7 @@ class SOLOv2Head(nn.Module):
         Returns:
           Category logits (B, G, K) and kernels (B, G, E), cells in row-major order per level.
         """
-        outputs = [
-            self._level(x, side) for x, side in zip(levels, self.num_grids, strict=True)
-        ]
+        outputs = [self._level(x, side) for x, side in zip(levels, self.num_grids, strict=True)]
         categories, kernels = zip(*outputs, strict=True)
         return jnp.concatenate(categories, axis=1), jnp.concatenate(kernels, axis=1)
 

@@ -23,6 +23,4 @@ def decode_dynamic(kernels: Array, features: Array) -> Array:
       (B, P, h, w) mask logits, float32 (float64 for float64 inputs).
     """
     accumulate = jnp.promote_types(features.dtype, jnp.float32)
-    return jnp.einsum(
-        "bpe,bhwe->bphw", kernels, features, preferred_element_type=accumulate
-    )
+    return jnp.einsum("bpe,bhwe->bphw", kernels, features, preferred_element_type=accumulate)

@@ -77,9 +77,7 @@ def category_scores(category_logits: Array, grid: GridSpec) -> Array:
     return jnp.concatenate(levels, axis=1)
 
 
-def detect(
-    outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSettings
-) -> Detections:
+def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSettings) -> Detections:
     """Detections of a batch, at fixed shapes.
 
     Args:

@@ -152,8 +152,7 @@ def _image_targets(
     max_positives: int,
 ) -> GridTargets:
     levels = [
-        _level_cells(boxes, centers, valid, grid, level, canvas)
-        for level in range(grid.num_levels)
+        _level_cells(boxes, centers, valid, grid, level, canvas) for level in range(grid.num_levels)
     ]
     cells = jnp.stack([c for c, _ in levels]).reshape(-1)
     keep = jnp.stack([k for _, k in levels]).reshape(-1)

@@ -30,8 +30,7 @@ def evaluated(finished, tmp_path_factory):
     """The folder with figures.json and results.json of the finished run."""
     folder = tmp_path_factory.mktemp("evaluated")
     words = ["--output", folder / "figures.json", "--save_predictions", folder / "results.json"]
-    with tiny_run.quick_compile():  # as the run was
-        outcome = call("evaluate", "--checkpoint", finished.workdir, *words)
+    outcome = call("evaluate", "--checkpoint", finished.workdir, *words)
     assert outcome.code == 0, outcome
     (folder / "stdout").write_text(outcome.out)
     return folder

@@ -110,7 +110,7 @@ def test_annotations_are_those_of_a_sound_coco_file(objects, sample):
     assert len(set(ids)) == len(ids)
     covered = {}
     for image, mask, entry in objects:
-        assert mask.shape == image.shape[:2] == (224, 224)
+        assert mask.shape == image.shape[:2] == (160, 160)
         ys, xs = np.nonzero(mask)
         box = [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
         assert entry["bbox"] == box

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from helpers.plain_layers import (
     batch_norm,
     bilinear,
@@ -116,7 +115,5 @@ def solov2_head(v, levels, num_grids, num_convs, coordinates_first=True):
             ("kernel_pred", kernel_x, kernels),
         ):
             y = conv2d(y, params[name]["kernel"], bias=params[name]["bias"])
-            out.append(
-                np.stack([y[:, i, j] for i in range(side) for j in range(side)], axis=1)
-            )
+            out.append(np.stack([y[:, i, j] for i in range(side) for j in range(side)], axis=1))
     return np.concatenate(categories, axis=1), np.concatenate(kernels, axis=1)

@@ -21,6 +21,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.checkpoint_every = TOTAL_STEPS
     # With steps of the schedule in it, the program would be another for every length of a run.
     config.optimizer.schedule = "constant"
+    # What finds something within a few steps, whatever the demo learns with.
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 1e-4
     if parse_variants(arg, {"network": ("resnet", "nano")})["network"] == "nano":
         config.model.grid.num_grids = (8, 4)
         config.model.grid.strides = (8, 16)

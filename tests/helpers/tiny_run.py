@@ -86,10 +86,20 @@ class Outcome:
     err: str
 
 
+@contextlib.contextmanager
+def quick_compile():
+    """Halves the compilation of what runs a few times; figures may differ in the last digits."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 def call(*words) -> Outcome:
     """Runs a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with quick_compile(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
     return Outcome(code, out.getvalue(), err.getvalue())
 
@@ -117,17 +127,6 @@ def refusal(outcome: Outcome, *parts: str) -> str:
     return line
 
 
-@contextlib.contextmanager
-def quick_compile():
-    """Halves the compilation of what runs a few times; figures may differ in the last digits."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 @dataclasses.dataclass(frozen=True)
 class TinyRun:
     """A finished run."""
@@ -145,7 +144,7 @@ def finished_run(tmp_path_factory) -> TinyRun:
 @functools.cache
 def _train_once(folder: Path) -> TinyRun:
     data = write_data(folder / "data")
-    with pytest.MonkeyPatch.context() as patch, quick_compile():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("solojax.build.build_model", build_model)  # whatever a test has put there
         return TinyRun(data, folder / "run", train(folder / "run", data))
 
@@ -169,7 +168,7 @@ def write_data(root: Path) -> Path:
     Six images to train on and three to evaluate on, of 64x64 or 96x96, each with two objects, one
     as run lengths and one as a polygon.
     """
-    (root / "images").mkdir(parents=True)
+    (root / "images").mkdir(parents=True, exist_ok=True)
     number = 0
     for split, count in _NUM_IMAGES.items():
         document = {"images": [], "annotations": [], "categories": CATEGORIES}

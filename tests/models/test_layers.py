@@ -177,7 +177,8 @@ def test_the_heads_block_is_convolution_norm_relu():
 
 
 def test_the_heads_blocks_start_from_small_normal_weights():
-    variables = jax.jit(ConvNormRelu(64).init)(jax.random.key(0), np.zeros((1, 2, 2, 64), np.float32))
+    x = np.zeros((1, 2, 2, 64), np.float32)
+    variables = jax.jit(ConvNormRelu(64).init)(jax.random.key(0), x)
     kernel = np.asarray(variables["params"]["conv"]["kernel"])
     assert abs(kernel.std() - 0.01) < 0.01 * 0.02  # 36,864 draws
     assert abs(kernel.mean()) < 0.01 * 0.02

@@ -42,6 +42,4 @@ def test_appending_keeps_features_and_dtype(dtype):
     assert out.dtype == dtype and out.shape == (2, 3, 5, 6)
     np.testing.assert_array_equal(out[..., :4], features)
     for row in range(2):
-        np.testing.assert_array_equal(
-            out[row, ..., 4:].astype(np.float32), coordinate_map(3, 5)
-        )
+        np.testing.assert_array_equal(out[row, ..., 4:].astype(np.float32), coordinate_map(3, 5))

@@ -28,8 +28,7 @@ def test_normalising_pixel_by_pixel_and_zero_outside():
             for x in range(6):
                 inside = y < height and x < width
                 exact = [
-                    (int(image[b, y, x, c]) - MEAN[c]) / STD[c] if inside else 0.0
-                    for c in range(3)
+                    (int(image[b, y, x, c]) - MEAN[c]) / STD[c] if inside else 0.0 for c in range(3)
                 ]
                 np.testing.assert_allclose(out[b, y, x], exact, rtol=0, atol=1e-6)
 

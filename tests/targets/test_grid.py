@@ -11,7 +11,6 @@ from helpers.plain_targets import assign, cell_of
 from helpers.properties import reproducible
 from helpers.tiny import (
     CANVAS,
-    GRID,
     NUM_CLASSES,
     QUICK_COMPILE,
     assert_same_bits,
@@ -25,6 +24,10 @@ from solojax.structures import GridSpec, Instances
 from solojax.targets.grid import cell_edges, grid_targets, scale_bounds
 
 HEIGHT, WIDTH = CANVAS
+# In a grid of 24 a centre region may reach 2 cells from the centre, of which only 1 counts.
+GRID = GridSpec(
+    num_grids=(24, 8, 5), strides=(4, 8, 16), scale_ranges=((1, 48), (16, 64), (32, 128))
+)
 
 
 @functools.cache
@@ -157,9 +160,7 @@ def test_padding_changes_no_bit(scene):
     for name in ("category", "owner", "valid", "overflow"):
         assert_same_bits(getattr(padded, name), getattr(alone, name))
     for name in ("cells", "instances"):
-        assert_same_bits(
-            getattr(padded, name)[alone.valid], getattr(alone, name)[alone.valid]
-        )
+        assert_same_bits(getattr(padded, name)[alone.valid], getattr(alone, name)[alone.valid])
 
 
 @reproducible
@@ -174,13 +175,14 @@ def test_pairs_go_by_level_then_object_then_row_and_column(scene):
 
 
 def test_a_worked_example():
-    """A 32x32 object centred at (x 50, y 20): levels 1 and 2 of three take it."""
-    scene = [((34.0, 4.0, 66.0, 36.0), 1, (50.0, 20.0), True)]
+    """An 80x40 object centred at (x 50, y 20): its scale, 56.6, is that of levels 1 and 2."""
+    scene = [((10.0, 0.0, 90.0, 40.0), 1, (50.0, 20.0), True)]
     targets = jax.device_get(compiled()(as_instances(scene + [scene[0][:3] + (False,)] * 4)))
-    # The region reaches 3.2 pixels each way: x 46.8..53.2, y 16.8..23.2.
-    # Grid 5: cells are 19.2 wide and 12.8 high: column 2, row 1.
-    # Grid 3: cells are 32 wide and 21.3 high: column 1, rows 0 and 1.
-    cells = [64 + 1 * 5 + 2, 64 + 25 + 0 * 3 + 1, 64 + 25 + 1 * 3 + 1]
+    # The region reaches 8 pixels sideways and 4 up and down: x 42..58, y 16..24.
+    # Grid 8: cells are 12 wide and 8 high: columns 3 and 4; row 2, whose edge 16 is, and row 3.
+    # Grid 5: cells are 19.2 wide and 12.8 high: columns 2 and 3, row 1.
+    cells = [576 + row * 8 + column for row in (2, 3) for column in (3, 4)]
+    cells += [576 + 64 + 1 * 5 + column for column in (2, 3)]
     assert targets.cells[0][targets.valid[0]].tolist() == cells
     assert np.flatnonzero(targets.category[0] < NUM_CLASSES).tolist() == cells
     assert set(targets.category[0][cells].tolist()) == {1}
@@ -194,6 +196,29 @@ def test_the_region_is_rounded_before_it_is_added_to_the_centre():
     half = np.float32(0.5) * np.float32(24) * np.float32(0.2)
     assert np.float32(15.2) - half < np.float32(12.8)
     check_row(jax.device_get(compiled()(instances)), 0, plain_targets(instances), 140)
+
+
+@pytest.mark.parametrize(
+    ("side", "levels"),
+    [(15.75, {0}), (16, {0, 1}), (32, {0, 1, 2}), (48, {0, 1, 2}), (48.25, {1, 2}), (64.25, {2})],
+)
+def test_scale_ranges_hold_both_their_bounds(side, levels):
+    scene = [((2.0, 1.0, 2.0 + side, 1.0 + side), 0, (30.0, 30.0), True)]
+    scene += [scene[0][:3] + (False,)] * 4
+    targets = jax.device_get(compiled()(as_instances(scene)))
+    cells = targets.cells[0][targets.valid[0]]
+    taken = np.searchsorted(np.array(GRID.level_offsets), cells, side="right") - 1
+    assert set(taken.tolist()) == levels
+
+
+def test_at_most_three_cells_each_way():
+    """A wide object's region covers five columns of grid 24, two of which are too far."""
+    scene = [((0.0, 20.0, 96.0, 30.0), 0, (50.0, 25.0), True)]
+    scene += [scene[0][:3] + (False,)] * 4
+    targets = jax.device_get(compiled()(as_instances(scene)))
+    cells = targets.cells[0][targets.valid[0]]
+    assert (cells[cells < 576] % 24).tolist() == [11, 12, 13] * (np.sum(cells < 576) // 3)
+    assert np.any(cells < 576)
 
 
 def test_a_later_object_takes_a_shared_cell_and_both_stay_in_the_pairs():

@@ -151,9 +151,8 @@ def test_groups_that_do_not_divide_the_batch_are_an_error():
 def test_groups_of_two_are_the_mean_of_two_batches_of_two():
     loss, metrics, _, gradient = loss_of(BATCH, weights=compiled_weights(2)(BATCH))
     # A batch of two is one of four with two broken rows: see the tests of those.
-    parts = [
-        loss_of(BATCH.replace(valid=np.array(valid, bool))) for valid in ([1, 1, 0, 0], [0, 0, 1, 1])
-    ]
+    first = np.array([True, True, False, False])
+    parts = [loss_of(BATCH.replace(valid=valid)) for valid in (first, ~first)]
     np.testing.assert_allclose(loss, np.mean([part[0] for part in parts]), rtol=1e-6)
     for name in ("loss/mask", "loss/category"):
         expected = np.mean([part[1][name] for part in parts])
@@ -252,9 +251,9 @@ TRAINABLE_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("path", "frozen_stages", "train_norm_affine", "expected"), TRAINABLE_CASES)
-def test_which_parameters_train(path, frozen_stages, train_norm_affine, expected):
-    task = tiny_task(frozen_stages=frozen_stages, train_norm_affine=train_norm_affine)
+@pytest.mark.parametrize(("path", "frozen_stages", "norms_train", "expected"), TRAINABLE_CASES)
+def test_which_parameters_train(path, frozen_stages, norms_train, expected):
+    task = tiny_task(frozen_stages=frozen_stages, train_norm_affine=norms_train)
     assert task.is_trainable(tuple(path.split("/"))) == expected
 
 

@@ -178,9 +178,7 @@ def test_frozen_stages_neither_move_nor_count_in_the_clip_norm():
     trainable, frozen = split_params(before.params, task.is_trainable)
     assert set(frozen) == {"backbone"} and "backbone" not in trainable
     momentum = jax.tree.map(lambda g, p: g * (0.5 / norm) + 0.05 * p, gradient, trainable)
-    (trace,) = [
-        state.trace for state in after.opt_state if isinstance(state, optax.TraceState)
-    ]
+    (trace,) = [state.trace for state in after.opt_state if isinstance(state, optax.TraceState)]
     assert relative_distance(trace, momentum) < 1e-5
     moved = split_params(after.params, task.is_trainable)[0]
     expected = jax.tree.map(lambda p, m: p - 0.1 * m, trainable, momentum)
