@@ -15,6 +15,7 @@ CONFIG = "configs/quickstart.py"
 IMAGE_SIDE = 96  # of the files; the least that a scene is drawn at
 OVERRIDES = (
     "--config.model.backbone.width=16",
+    "--config.train.batch_size=8",
     "--config.data.short_sides=(64,)",
     "--config.data.long_side=64",
     "--config.data.threads=2",

@@ -70,7 +70,7 @@ class Evaluation:
                     yield batch, detections
                     is_image = batch.image_index >= 0
                     unread += int(np.sum(is_image & ~batch.valid))
-                    overflow += int(np.sum(detections.overflow))
+                    overflow += int(np.sum(detections.overflow[batch.valid]))
                     bar.update(int(is_image.sum()))
 
             results = list(coco_results(counted(), image_ids, self._dataset.category_ids))

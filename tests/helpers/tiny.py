@@ -6,6 +6,7 @@ with the names (frozen stages, norms) applies.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from solojax.train.state import TrainState, split_params
 
 # Compiles on a CPU in a fraction of the time, for programs that run once.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 CANVAS = (64, 96)
 NUM_CLASSES = 3
 GRID = GridSpec(

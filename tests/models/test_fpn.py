@@ -21,7 +21,7 @@ def test_the_pyramid_is_laterals_top_down_sums_and_strided_copies():
     with jax.enable_x64(True):
         neck = FPN(channels=6, num_outputs=6)
         variables = random_variables(neck, FEATURES, dtype=np.float64)
-        outputs = jax.jit(neck.apply, compiler_options=QUICK_COMPILE)(variables, FEATURES)
+        outputs = quick_jit(neck.apply)(variables, FEATURES)
         expected = plain_network.fpn(variables, FEATURES, 6)
         assert len(outputs) == len(expected) == 6
         for ours, plain in zip(outputs, expected, strict=True):
@@ -39,7 +39,7 @@ def test_extra_levels_halve_the_last_one_rounding_up():
 def test_weights_start_uniform_in_xaviers_bound():
     neck = FPN(channels=64)
     features = [np.zeros((1, 2, 2, 32), np.float32)]
-    params = jax.jit(neck.init, compiler_options=QUICK_COMPILE)(jax.random.key(0), features)
+    params = quick_jit(neck.init)(jax.random.key(0), features)
     params = params["params"]
     for name, fan_in, fan_out in (
         ("lateral_0", 32, 64),

@@ -49,7 +49,7 @@ def test_resnet18_layer_by_layer_in_float64():
     with jax.enable_x64(True):
         model = ResNet(18, width=8, norm="frozen_batch_norm")
         variables = random_variables(model, IMAGE, dtype=np.float64)
-        features = jax.jit(model.apply, compiler_options=QUICK_COMPILE)(variables, IMAGE)
+        features = quick_jit(model.apply)(variables, IMAGE)
         expected = plain_network.resnet18(variables, IMAGE)
         for ours, plain in zip(features, expected, strict=True):
             assert ours.dtype == jnp.float64
@@ -110,7 +110,7 @@ def test_rematerialising_changes_neither_outputs_nor_gradients():
             return sum(jnp.sum(jnp.sin(x)) for x in outputs), updated
 
         gradient = jax.value_and_grad(loss, has_aux=True)
-        program = jax.jit(gradient, compiler_options=QUICK_COMPILE).lower(variables["params"])
+        program = quick_jit(gradient).lower(variables["params"])
         # What is computed again hides behind barriers, or it would be merged with the first time.
         assert ("optimization_barrier" in program.as_text()) == remat
         results[remat] = program.compile()(variables["params"])

@@ -32,7 +32,7 @@ def test_the_whole_network_in_float64():
         model = make_segmenter()
         variables = random_variables(model, image, dtype=np.float64)
         assert set(variables["params"]) == {"backbone", "neck", "head", "mask_features"}
-        outputs = jax.jit(model.apply, compiler_options=QUICK_COMPILE)(variables, image)
+        outputs = quick_jit(model.apply)(variables, image)
 
         part = plain_network.part
         features = plain_network.resnet18(part(variables, "backbone"), image)

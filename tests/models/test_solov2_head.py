@@ -40,7 +40,7 @@ def outputs_and_expected(semantics):
     with jax.enable_x64(True):
         head = make_head(semantics=semantics)
         variables = random_variables(head, LEVELS, dtype=np.float64)
-        outputs = jax.jit(head.apply, compiler_options=QUICK_COMPILE)(variables, LEVELS)
+        outputs = quick_jit(head.apply)(variables, LEVELS)
         expected = plain_network.solov2_head(
             variables, LEVELS, NUM_GRIDS, 2, coordinates_first=semantics == "release"
         )
@@ -64,7 +64,7 @@ def test_the_semantics_differ_in_the_kernels_alone():
 def test_a_fresh_head_gives_every_class_the_prior():
     head = make_head(num_convs=1, num_grids=NUM_GRIDS[2:])
     zeros = [np.zeros(x.shape, np.float32) for x in LEVELS[2:]]
-    variables = jax.jit(head.init, compiler_options=QUICK_COMPILE)(jax.random.key(0), zeros)
+    variables = quick_jit(head.init)(jax.random.key(0), zeros)
     params = variables["params"]
     prior = 1 / (1 + np.exp(-np.asarray(params["category_pred"]["bias"], np.float64)))
     np.testing.assert_allclose(prior, 0.01, rtol=1e-6)

@@ -46,13 +46,13 @@ def compiled_loss(norm):
         state = SimpleNamespace(batch_stats=batch_stats)
         return task.loss_fn(params, state, batch, jax.random.key(0), weights)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @functools.cache
 def compiled_weights(group=None):
     task = tiny_task(loss_group_images=group)
-    return jax.jit(task.row_weights, compiler_options=QUICK_COMPILE)
+    return quick_jit(task.row_weights)
 
 
 def loss_of(batch, norm="frozen_batch_norm", weights=None):
@@ -81,7 +81,7 @@ def without_objects(batch):
 def test_losses_are_those_of_a_numpy_recomputation():
     task, variables = tiny_task(), variables_of("frozen_batch_norm")
     outputs = jax.device_get(
-        jax.jit(task.forward, compiler_options=QUICK_COMPILE)(variables, BATCH)
+        quick_jit(task.forward)(variables, BATCH)
     )
     dice, focal, cells, total = [], 0.0, 0, 0
     for row in range(4):
@@ -216,7 +216,7 @@ def test_batch_statistics_move_while_training():
 
 def test_predictions_read_no_objects_and_broken_rows_have_none():
     task = tiny_task(detection=DETECTION)
-    predict = jax.jit(task.predict, compiler_options=QUICK_COMPILE)
+    predict = quick_jit(task.predict)
     variables = variables_of("frozen_batch_norm")
     detections = jax.device_get(predict(variables, BATCH))
     assert detections.masks.shape == (4, 10, CANVAS[0] // 4, CANVAS[1] // 4)

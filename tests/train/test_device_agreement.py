@@ -7,6 +7,7 @@ A single step, in float32 and float64, is in test_sharding.py.
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def test_a_difference_is_found(lab, monkeypatch, capsys):
     (chaos,) = device_agreement.chaos_checks(lab, "fresh", fresh, (1, 2))
     assert chaos.verdict == "FAIL" and chaos.value > 100
     assert device_agreement.report(iter([gradient, chaos])) == 1
-    assert "2 bars are missed" in capsys.readouterr().out
+    assert "0 passed, 0 at a kink, 2 failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -119,4 +120,7 @@ def test_one_ulp_is_one_bit_of_every_number():
 def test_the_whole_network(tmp_path):
     """Every bar, on the demo's network at a quarter of its width."""
     done = run_script("device_agreement", "--workdir", tmp_path)
-    assert done.returncode == 0 and "every bar is met" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = re.search(r"(\d+) passed, (\d+) at a kink, 0 failed", done.stdout).groups()
+    passed, at_kink = map(int, counts)
+    assert passed + at_kink == 26 and at_kink <= 4

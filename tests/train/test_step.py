@@ -142,7 +142,7 @@ def recorded(parts):
     optimizer = record_gradients()
     step = make_train_step(task, optimizer, accumulate_steps=parts)
     state = random_state(task, optimizer, BATCH)
-    state, metrics = jax.jit(step, compiler_options=QUICK_COMPILE)(state, BATCH)
+    state, metrics = quick_jit(step)(state, BATCH)
     return jax.device_get((metrics, state.opt_state))
 
 
@@ -162,7 +162,7 @@ def test_frozen_stages_neither_move_nor_count_in_the_clip_norm():
     task = tiny_task(frozen_stages=1, loss_group_images=2)
     optimizer = sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.05, clip_norm=0.5)
     before = random_state(task, optimizer, BATCH)
-    step = jax.jit(make_train_step(task, optimizer), compiler_options=QUICK_COMPILE)
+    step = quick_jit(make_train_step(task, optimizer))
     after, metrics = jax.device_get(step(before, BATCH))
 
     everything = recorded(1)[1]
