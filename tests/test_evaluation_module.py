@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from helpers.tiny_config import get_config
 from helpers.tiny_run import use_nano_network, write_data
@@ -18,6 +20,7 @@ from solojax.evaluation import (
     score_file,
     write_json,
 )
+from solojax.structures import Detections
 
 FIGURES = {
     "mask": {"AP": 0.5, "AP50": 0.75, "APl": -1.0},
@@ -89,6 +92,29 @@ def test_the_first_images_are_scored_as_if_there_were_no_others(config, task, tm
 def test_the_data_set_may_be_given(config, task):
     dataset = load_val_set(config)
     assert Evaluation(task, config, dataset).num_images == 3
+
+
+class FullHouse:
+    """A task that finds nothing, since five candidates of every row had no room."""
+
+    def predict(self, variables, batch):
+        rows, (height, width) = batch.image.shape[0], batch.image.shape[1:3]
+        return Detections(
+            scores=jnp.zeros((rows, 1)),
+            labels=jnp.zeros((rows, 1), jnp.int32),
+            boxes=jnp.zeros((rows, 1, 4)),
+            masks=jnp.zeros((rows, 1, height // 4, width // 4)),
+            valid=jnp.zeros((rows, 1), bool),
+            overflow=jnp.full(rows, 5),
+        )
+
+
+def test_what_is_left_out_is_counted_over_the_images_alone(config, caplog):
+    """Three images in a batch of four, one of them broken."""
+    (Path(config.data.root) / "images" / "image_8.png").write_bytes(b"")
+    assert Evaluation(FullHouse(), config).predict({}) == []
+    assert "10 candidates found no room among evaluation.max_candidates" in caplog.text
+    assert "1 of 3 images could not be read" in caplog.text
 
 
 def test_flat_figures():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_losses
+from helpers.tiny import quick_jit
 
 from solojax.losses.focal import category_focal_loss
 
@@ -50,7 +51,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(gamma):
         def total(x, targets=targets):
             return jnp.sum(category_focal_loss(x, targets, gamma=gamma))
 
-        value, gradient = jax.jit(jax.value_and_grad(total))(logits)
+        value, gradient = quick_jit(jax.value_and_grad(total))(logits)
         assert np.isfinite(value) and np.all(np.isfinite(gradient))
     out = category_focal_loss(logits, np.full((1, 2), 7, np.int32), gamma=gamma)
     np.testing.assert_allclose(out[0, 0, -2:], [0.75 * 110, 0.75 * 1e4], rtol=1e-6)
@@ -67,7 +68,7 @@ def test_gradient_is_that_of_finite_differences():
     def total(x):
         return jnp.sum(category_focal_loss(x, CATEGORY))
 
-    gradient = np.asarray(jax.jit(jax.grad(total))(LOGITS))
+    gradient = np.asarray(quick_jit(jax.grad(total))(LOGITS))
     step = 1e-5
     for b, g, k in np.ndindex(2, 7, 3):
         positive, logit = CATEGORY[b, g] == k, float(LOGITS[b, g, k])

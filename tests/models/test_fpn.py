@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import plain_network
-from helpers.tiny import QUICK_COMPILE, random_variables
+from helpers.tiny import quick_jit, random_variables
 
 from solojax.models.fpn import FPN
 

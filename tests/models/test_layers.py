@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_layers
-from helpers.tiny import assert_same_bits, random_variables
+from helpers.tiny import assert_same_bits, quick_jit, random_variables
 
 from solojax.errors import InputError
 from solojax.models.layers import (
@@ -33,7 +33,7 @@ def test_convolution_is_the_sum_over_its_window(kernel_size, stride, use_bias):
     params = variables["params"]
     assert params["kernel"].shape == (kernel_size, kernel_size, 4, 5)
     assert ("bias" in params) == use_bias
-    out = jax.jit(conv.apply)(variables, X)
+    out = quick_jit(conv.apply)(variables, X)
     expected = plain_layers.conv2d(X, params["kernel"], stride, params.get("bias"))
     assert out.shape == expected.shape == (3, -(-6 // stride), -(-9 // stride), 5)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -41,7 +41,8 @@ def test_convolution_is_the_sum_over_its_window(kernel_size, stride, use_bias):
 
 def test_one_output_of_a_strided_convolution_by_hand():
     kernel = RNG.normal(size=(3, 3, 4, 5)).astype(np.float32)
-    out = Conv(5, 3, 2, use_bias=False).apply({"params": {"kernel": kernel}}, X)
+    conv = Conv(5, 3, 2, use_bias=False)
+    out = quick_jit(conv.apply)({"params": {"kernel": kernel}}, X)
     # Output (1, 2) is centred on pixel (2, 4).
     window = X[1, 1:4, 3:6].astype(np.float64)
     expected = sum(
@@ -61,12 +62,12 @@ def test_the_compute_type_is_that_of_the_layer_and_parameters_stay_float32():
 def test_max_pooling_is_the_loop_over_windows():
     negative = X - 100  # a padding of zeros would win everywhere
     for x in (negative, negative[:, :5, :8]):
-        np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), plain_layers.max_pool(x))
+        np.testing.assert_array_equal(quick_jit(max_pool_3x3)(x), plain_layers.max_pool(x))
 
 
 def test_max_pooling_hands_the_gradient_to_the_largest_pixel():
     cotangent = RNG.normal(size=(3, 3, 5, 4)).astype(np.float32)
-    (gradient,) = jax.jit(lambda x, g: jax.vjp(max_pool_3x3, x)[1](g))(X, cotangent)
+    (gradient,) = quick_jit(lambda x, g: jax.vjp(max_pool_3x3, x)[1](g))(X, cotangent)
     expected = np.zeros(X.shape)
     for b, y, x, c in np.ndindex(cotangent.shape):
         rows, columns = slice(max(2 * y - 1, 0), 2 * y + 2), slice(max(2 * x - 1, 0), 2 * x + 2)
@@ -83,7 +84,7 @@ def test_batch_norm_trains_as_in_pytorch():
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
     mean, var = np.zeros(4), np.ones(4)
     variables["batch_stats"] = {"mean": np.float32(mean), "var": np.float32(var)}
-    apply = jax.jit(lambda v, x: norm.apply(v, x, mutable=["batch_stats"]))
+    apply = quick_jit(lambda v, x: norm.apply(v, x, mutable=["batch_stats"]))
     for seed in range(3):
         x = np.random.default_rng(seed).normal(seed, 1 + seed, size=X.shape).astype(np.float32)
         out, updated = apply(variables, x)
@@ -99,7 +100,8 @@ def test_batch_norm_trains_as_in_pytorch():
     np.testing.assert_allclose(variables["batch_stats"]["var"], var, rtol=1e-5)
 
     frozen = BatchNorm(use_running_average=True)
-    out, updated = frozen.apply(variables, X, mutable=["batch_stats"])
+    apply = quick_jit(lambda v, x: frozen.apply(v, x, mutable=["batch_stats"]))
+    out, updated = apply(variables, X)
     expected = plain_layers.batch_norm(X, scale, bias, mean, var)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
     assert_same_bits(updated["batch_stats"], variables["batch_stats"])
@@ -115,7 +117,7 @@ def test_masked_rows_do_not_enter_the_batch_statistics():
         weight = 1.0 if row_mask is None else row_mask[:, None, None, None]
         return jnp.sum(jnp.sin(out) * weight), updated
 
-    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    both = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, stats), (grads, x_grads) = both(variables, X * mask[:, None, None, None], mask)
     (expected, expected_stats), (expected_grads, expected_x) = both(variables, X[mask], None)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -138,13 +140,14 @@ def test_masked_rows_do_not_enter_the_batch_statistics():
 def test_a_batch_without_valid_rows_leaves_the_running_statistics_alone():
     norm = BatchNorm(use_running_average=False)
     variables = random_variables(norm, X)
-    out, updated = norm.apply(variables, X, np.zeros(3, bool), mutable=["batch_stats"])
+    apply = quick_jit(lambda v, x, mask: norm.apply(v, x, mask, mutable=["batch_stats"]))
+    out, updated = apply(variables, X, np.zeros(3, bool))
     assert np.all(np.isfinite(out))
     assert_same_bits(updated["batch_stats"], variables["batch_stats"])
 
 
 def test_initialising_batch_norm_stores_mean_zero_and_variance_one():
-    variables = BatchNorm(use_running_average=False).init(jax.random.key(0), X)
+    variables = quick_jit(BatchNorm(use_running_average=False).init)(jax.random.key(0), X)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(4))
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(4))
 
@@ -155,7 +158,7 @@ def test_group_norm_is_the_loop_over_images_and_groups():
     variables = random_variables(norm, x)
     params = variables["params"]
     expected = plain_layers.group_norm(x, params["scale"], params["bias"], num_groups=4)
-    np.testing.assert_allclose(norm.apply(variables, x), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(quick_jit(norm.apply)(variables, x), expected, rtol=0, atol=1e-5)
 
 
 def test_group_norm_refuses_channels_that_do_not_divide():
@@ -173,12 +176,12 @@ def test_the_heads_block_is_convolution_norm_relu():
             plain_layers.conv2d(X, params["conv"]["kernel"]), **params["norm"], num_groups=32
         )
     )
-    np.testing.assert_allclose(jax.jit(block.apply)(variables, X), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(quick_jit(block.apply)(variables, X), expected, rtol=0, atol=1e-4)
 
 
 def test_the_heads_blocks_start_from_small_normal_weights():
     x = np.zeros((1, 2, 2, 64), np.float32)
-    variables = jax.jit(ConvNormRelu(64).init)(jax.random.key(0), x)
+    variables = quick_jit(ConvNormRelu(64).init)(jax.random.key(0), x)
     kernel = np.asarray(variables["params"]["conv"]["kernel"])
     assert abs(kernel.std() - 0.01) < 0.01 * 0.02  # 36,864 draws
     assert abs(kernel.mean()) < 0.01 * 0.02

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import plain_network
-from helpers.tiny import random_variables
+from helpers.tiny import quick_jit, random_variables
 
 from solojax.models.mask_feature_head import MaskFeatureHead
 
@@ -18,7 +18,7 @@ def test_the_pyramid_merges_at_the_first_levels_size_in_float64():
     with jax.enable_x64(True):
         head = MaskFeatureHead(channels=32, out_channels=64)
         variables = random_variables(head, PYRAMID, dtype=np.float64)
-        out = jax.jit(head.apply)(variables, PYRAMID)
+        out = quick_jit(head.apply)(variables, PYRAMID)
         expected = plain_network.mask_features(variables, PYRAMID)
         assert out.shape == expected.shape == (2, 16, 24, 64)
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-10 * expected.max())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_network
-from helpers.tiny import QUICK_COMPILE, assert_same_bits, random_variables
+from helpers.tiny import assert_same_bits, quick_jit, random_variables
 
 from solojax.errors import InputError
 from solojax.models.resnet import BLOCKS_PER_STAGE, ResidualBlock, ResNet, is_frozen
@@ -61,7 +61,7 @@ def test_the_bottleneck_strides_where_it_is_told(stride_in_1x1, strides):
     x = np.random.default_rng(1).normal(size=(2, 6, 8, 12)).astype(np.float32)
     block = ResidualBlock(8, stride=2, bottleneck=True, stride_in_1x1=stride_in_1x1)
     variables = random_variables(block, x, False, None)
-    out = jax.jit(block.apply, static_argnums=2)(variables, x, False, None)
+    out = quick_jit(block.apply, static_argnums=2)(variables, x, False, None)
     expected = plain_network.residual_block(variables, x, strides)
     assert out.shape == (2, 3, 4, 32)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * expected.max())
@@ -75,7 +75,8 @@ def test_the_shortcut_is_the_input_itself_where_shapes_agree():
     # With the second norm at zero only the shortcut is left.
     variables["params"]["bn2"] = jax.tree.map(np.zeros_like, variables["params"]["bn2"])
     variables["batch_stats"]["bn2"]["mean"][:] = 0
-    np.testing.assert_array_equal(block.apply(variables, x, False, None), x)
+    apply = quick_jit(block.apply, static_argnums=2)
+    np.testing.assert_array_equal(apply(variables, x, False, None), x)
 
 
 @pytest.mark.usefixtures("three_blocks")
@@ -83,7 +84,7 @@ def test_frozen_stages_keep_their_statistics_and_the_others_move():
     model = ResNet(18, width=8, norm="batch_norm", frozen_stages=2)
     image = IMAGE.astype(np.float32)
     variables = random_variables(model, image)
-    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    train = quick_jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     _, updated = train(variables, image)
     before, after = variables["batch_stats"], updated["batch_stats"]
     assert set(before) == set(after)
@@ -137,7 +138,7 @@ def test_rows_are_masked_in_every_norm_of_the_network():
     image = IMAGE[:, :32].astype(np.float32)
     variables = random_variables(model, image)
 
-    @jax.jit
+    @quick_jit
     def statistics(image):
         mask = np.array([True, False])
         _, updated = model.apply(

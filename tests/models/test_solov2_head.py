@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_network
-from helpers.tiny import QUICK_COMPILE, random_variables
+from helpers.tiny import quick_jit, random_variables
 
 from solojax.errors import InputError
 from solojax.models.solov2_head import SOLOv2Head, head_levels
@@ -28,7 +28,7 @@ def make_head(**options):
 def test_levels_are_halved_and_resized():
     pyramid = [RNG.normal(size=(2, h, w, 3)) for h, w in ((16, 24), (8, 12), (4, 6), (2, 3))]
     pyramid.append(pyramid[-1][:, ::2, ::2])
-    levels = head_levels([jnp.asarray(x, jnp.float32) for x in pyramid])
+    levels = quick_jit(head_levels)([x.astype(np.float32) for x in pyramid])
     expected = plain_network.head_levels(pyramid)
     assert [x.shape[1:3] for x in levels] == [(8, 12), (8, 12), (4, 6), (2, 3), (2, 3)]
     for ours, plain in zip(levels, expected, strict=True):
@@ -77,7 +77,7 @@ def test_a_fresh_head_gives_every_class_the_prior():
     assert params["category_tower_0"]["conv"]["kernel"].shape == (3, 3, 5, 32)
     assert params["kernel_tower_0"]["conv"]["kernel"].shape == (3, 3, 7, 32)
     # Zero features leave GroupNorm at zero, so the bias alone speaks.
-    category, _ = jax.jit(head.apply)(variables, zeros)
+    category, _ = quick_jit(head.apply)(variables, zeros)
     np.testing.assert_allclose(jax.nn.sigmoid(category), 0.01, rtol=1e-5)
 
 

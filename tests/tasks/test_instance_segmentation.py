@@ -16,8 +16,8 @@ from helpers.tiny import (
     CANVAS,
     GRID,
     NUM_CLASSES,
-    QUICK_COMPILE,
     assert_same_bits,
+    quick_jit,
     random_batch,
     random_variables,
     relative_distance,
@@ -80,9 +80,7 @@ def without_objects(batch):
 
 def test_losses_are_those_of_a_numpy_recomputation():
     task, variables = tiny_task(), variables_of("frozen_batch_norm")
-    outputs = jax.device_get(
-        quick_jit(task.forward)(variables, BATCH)
-    )
+    outputs = jax.device_get(quick_jit(task.forward)(variables, BATCH))
     dice, focal, cells, total = [], 0.0, 0, 0
     for row in range(4):
         category, owner, pairs = plain_targets(BATCH, row)
@@ -116,7 +114,7 @@ def test_the_network_sees_normalised_pixels_and_zeros_outside():
     for row, (height, width) in enumerate(BATCH.image_size):
         pixels[row, height:] = 0
         pixels[row, :, width:] = 0
-    normalized = jax.jit(task._normalized)
+    normalized = quick_jit(task._normalized)
     seen = normalized(BATCH)
     assert seen.dtype == jnp.float32
     np.testing.assert_allclose(seen, pixels, rtol=0, atol=1e-6)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers.tiny import (
     NUM_CLASSES,
-    QUICK_COMPILE,
     assert_same_bits,
+    quick_jit,
     random_batch,
     random_state,
     record_gradients,
@@ -99,11 +99,7 @@ def run(task, optimizer, count, *, steps=1, dtype=np.float32):
     state = random_state(task, optimizer, BATCH, dtype=dtype)
     state = jax.device_put(state, replicated(mesh))
     batch = put_batch(BATCH, mesh)
-    step = jax.jit(
-        make_train_step(task, optimizer),
-        out_shardings=replicated(mesh),
-        compiler_options=QUICK_COMPILE,
-    )
+    step = quick_jit(make_train_step(task, optimizer), out_shardings=replicated(mesh))
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch)

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 from helpers.tiny import (
-    QUICK_COMPILE,
     assert_same_bits,
+    quick_jit,
     random_batch,
     random_state,
     record_gradients,
@@ -71,7 +71,7 @@ def toy_loss_and_gradient(slope):
 def toy_run(steps, optimizer, **options):
     """States and metrics of the first steps."""
     state = create_state(Toy(), optimizer, jax.random.key(0), TOY_BATCH, ema="ema_decay" in options)
-    step = jax.jit(make_train_step(Toy(), optimizer, **options))
+    step = quick_jit(make_train_step(Toy(), optimizer, **options))
     history = []
     for _ in range(steps):
         state, metrics = step(state, TOY_BATCH)
