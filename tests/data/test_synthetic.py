@@ -59,7 +59,7 @@ def test_the_sample_is_as_hard_as_promised(objects):
     assert len(objects) / 150 >= 6.0
     assert 0.30 <= np.mean(visible / full < 0.8) <= 0.40
     assert 0.25 <= np.mean(visible < 32**2) <= 0.35
-    assert widths.max() > 0.85 * 224
+    assert widths.max() > 0.85 * 160
     assert widths.min() >= 14
 
 

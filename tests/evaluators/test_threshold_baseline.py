@@ -131,7 +131,7 @@ def test_the_synthetic_data_set_needs_learning(tmp_path):
     write_synthetic_dataset(tmp_path / "data", seed=0, num_train=1, num_val=24)
     scores = run_threshold_baseline(tmp_path / "data" / "val.json", tmp_path / "data" / "val")
     assert len(scores) == 4
-    assert all(0 <= score["AP"] < 0.15 for score in scores.values())
+    assert all(0 <= score["AP"] < 0.20 for score in scores.values())
 
 
 def test_the_script_prints_the_scores(plain):
