@@ -154,7 +154,7 @@ class Lab:
         steps = total_steps(config, plan.steps_per_epoch)
         optimizer = recording(build_optimizer(config, steps)[0])
         task = build_task(config, len(dataset.categories))
-        drop = milestone_steps(config, steps)[0]
+        drop = next(iter(milestone_steps(config, steps)), 3 * steps // 4)
 
         def create(key):
             ema = config.train.ema_decay is not None
