@@ -13,7 +13,7 @@ def category_focal_loss(
 ) -> Array:
     """Sigmoid focal loss of every cell and class (thesis 3.2.3; Lin et al. 2017).
 
-    Computed in float32 whatever the logits are, as in the published systems.
+    Computed in float32 at least, as in the published systems; in float64 for float64 logits.
 
     Args:
       logits: (B, G, K).
@@ -22,12 +22,13 @@ def category_focal_loss(
       gamma: exponent that plays down what is already right.
 
     Returns:
-      (B, G, K) float32, unreduced.
+      (B, G, K) float32 (float64 for float64 logits), unreduced.
     """
     positive = category[..., None] == jnp.arange(logits.shape[-1])
-    logits = logits.astype(jnp.float32)
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    logits = logits.astype(dtype)
     wrong = jnp.where(positive, -logits, logits)  # the logit of the wrong answer
     # A power of an exact 0 would have no derivative for exponents below 1.
-    error = jnp.maximum(jax.nn.sigmoid(wrong), jnp.finfo(jnp.float32).tiny)
-    weight = jnp.where(positive, alpha, 1.0 - alpha)
+    error = jnp.maximum(jax.nn.sigmoid(wrong), jnp.finfo(dtype).tiny)
+    weight = jnp.where(positive, alpha, 1.0 - alpha).astype(dtype)
     return weight * error**gamma * jax.nn.softplus(wrong)

@@ -40,31 +40,38 @@ def test_equals_the_sum_over_taps(shape, side, stride):
     np.testing.assert_allclose(convolve(x, kernel, stride), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("shape", [(2, 12, 10, 3), (1, 14, 9, 4), (2, 7, 5, 3)])
 @pytest.mark.parametrize("pixels", [10, 64, 4096])
-def test_kernel_gradient_is_the_same_in_bands(monkeypatch, shape, pixels):
+def test_kernel_gradient_is_the_same_in_bands(monkeypatch, shape, pixels, side, stride):
     """A band is one row, some rows or all of them; the gradient is that of the definition."""
     monkeypatch.setattr(convolution, "_CPU_PIXELS", pixels)
-    x, kernel = random_inputs(shape, 3, 4)
-    gradient = np.random.default_rng(1).standard_normal((*shape[:3], 4)).astype(np.float32)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    x, kernel = random_inputs(shape, side, 4)
+    y, pull = jax.vjp(lambda k: convolve(jnp.asarray(x), k, stride), jnp.asarray(kernel))
+    gradient = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    pad = side // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(np.float64)
     height, width = shape[1:3]
     expected = np.stack(
         [
-            np.einsum("bhwi,bhwo->io", padded[:, i : i + height, j : j + width], gradient)
-            for i in range(3)
-            for j in range(3)
+            np.einsum(
+                "bhwi,bhwo->io",
+                padded[:, i : i + height : stride, j : j + width : stride],
+                gradient,
+            )
+            for i in range(side)
+            for j in range(side)
         ]
     ).reshape(kernel.shape)
-    _, pull = jax.vjp(lambda k: convolve(jnp.asarray(x), k), jnp.asarray(kernel))
     np.testing.assert_allclose(pull(jnp.asarray(gradient))[0], expected, atol=1e-4)
 
 
-def test_input_gradient_is_the_transpose():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_input_gradient_is_the_transpose(stride):
     """<conv(x), g> = <x, conv^T(g)> for every x and g."""
     x, kernel = random_inputs((2, 9, 8, 3), 3, 4)
-    gradient = np.random.default_rng(1).standard_normal((2, 9, 8, 4)).astype(np.float32)
-    y, pull = jax.vjp(lambda x: convolve(x, jnp.asarray(kernel)), jnp.asarray(x))
+    y, pull = jax.vjp(lambda x: convolve(x, jnp.asarray(kernel), stride), jnp.asarray(x))
+    gradient = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
     left = np.sum(np.asarray(y, np.float64) * gradient)
     right = np.sum(np.asarray(pull(jnp.asarray(gradient))[0], np.float64) * x)
     np.testing.assert_allclose(left, right, rtol=1e-5)
