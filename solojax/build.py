@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,14 +23,30 @@ from solojax.data.rows import ImageRows, TrainRows
 from solojax.data.transforms import empty_example, resized_shape
 from solojax.errors import BrokenImage, InputError
 from solojax.models.fpn import FPN
-from solojax.models.mask_feature_head import MaskFeatureHead
+from solojax.models.mask_feature_head import MaskFeatureHead, SeparateMaskFeatures
 from solojax.models.resnet import ResNet
-from solojax.models.segmenter import NUM_MASK_LEVELS, Segmenter
+from solojax.models.segmenter import Segmenter
+from solojax.models.single_scale_neck import SingleScaleNeck
+from solojax.models.solo_head import DecoupledHead, SOLOHead
 from solojax.models.solov2_head import SOLOv2Head
+from solojax.ops.alignment import align_adaptive_max_pool, align_interpolate, align_region_grid
 from solojax.postprocess.detections import DetectionSettings
 from solojax.structures import Batch, GridSpec
 from solojax.tasks.instance_segmentation import InstanceSegmentation
+from solojax.tasks.mask_losses import CrossEntropyLoss, DiceLoss, FocalLoss
 from solojax.train.optimizers import adamw, make_schedule, sgd
+
+NUM_MASK_LEVELS = 4  # of the pyramid, that the unified mask features merge
+ALIGNMENTS = {
+    "interpolate": align_interpolate,
+    "adaptive_max_pool": align_adaptive_max_pool,
+    "region_grid": align_region_grid,
+}
+MASK_LOSSES = {
+    "dice": lambda loss: DiceLoss(epsilon=loss.dice_epsilon),
+    "focal": lambda loss: FocalLoss(alpha=loss.focal_alpha, gamma=loss.focal_gamma),
+    "bce": lambda loss: CrossEntropyLoss(positive_weight=loss.mask_positive_weight),
+}
 
 
 def build_grid(config: ConfigDict) -> GridSpec:
@@ -44,7 +61,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
       InputError: the grid has not one level for each level of the pyramid.
     """
     model, dtype = config.model, jnp.dtype(config.model.dtype)
-    _check_levels(len(model.grid.num_grids), model.neck.num_outputs)
+    _check_levels(model)
     return Segmenter(
         backbone=ResNet(
             depth=model.backbone.depth,
@@ -52,37 +69,96 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
             norm=model.backbone.norm,
             frozen_stages=model.backbone.frozen_stages,
             stride_in_1x1=model.backbone.stride_in_1x1,
+            groups=model.backbone.groups,
+            base_width=model.backbone.base_width,
+            deformable=model.backbone.deformable,
+            deformable_stages=model.backbone.deformable_stages,
             remat=config.train.remat,
             dtype=dtype,
         ),
-        neck=FPN(channels=model.neck.channels, num_outputs=model.neck.num_outputs, dtype=dtype),
-        head=SOLOv2Head(
-            num_classes=num_classes,
-            num_grids=model.grid.num_grids,
-            num_convs=model.head.num_convs,
-            channels=model.head.channels,
-            kernel_channels=model.mask_features.out_channels,
-            semantics=model.semantics,
-            dtype=dtype,
-        ),
-        mask_features=MaskFeatureHead(
-            channels=model.mask_features.channels,
-            out_channels=model.mask_features.out_channels,
-            dtype=dtype,
-        ),
+        neck=_build_neck(model, dtype),
+        head=_build_head(model, num_classes, dtype),
+        mask_features=_build_mask_features(model, dtype),
     )
 
 
-def _check_levels(grid_levels: int, pyramid_levels: int) -> None:
-    if pyramid_levels < NUM_MASK_LEVELS:
-        raise InputError(
-            f"config key 'model.neck.num_outputs' is {pyramid_levels}: the mask features need "
-            f"{NUM_MASK_LEVELS} levels, give {NUM_MASK_LEVELS} or more"
+def _build_neck(model: ConfigDict, dtype: jnp.dtype) -> nn.Module:
+    if model.neck.kind == "single_scale":
+        return SingleScaleNeck(channels=model.neck.channels, dtype=dtype)
+    return FPN(channels=model.neck.channels, num_outputs=model.neck.num_outputs, dtype=dtype)
+
+
+def _build_head(model: ConfigDict, num_classes: int, dtype: jnp.dtype) -> nn.Module:
+    head = model.head
+    shared = {
+        "num_classes": num_classes,
+        "num_grids": model.grid.num_grids,
+        "num_convs": head.num_convs,
+        "channels": head.channels,
+        "align": ALIGNMENTS[head.align],
+        "align_at": head.align_at,
+        "deformable": head.deformable,
+        "deformable_convs": head.deformable_convs,
+        "dtype": dtype,
+    }
+    if head.kind == "solov2":
+        return SOLOv2Head(
+            kernel_channels=model.mask_features.out_channels * model.mask_features.kernel_size**2,
+            kernel_coordinates=head.num_coordinate_convs > 0,
+            semantics=model.semantics,
+            **shared,
         )
-    if grid_levels != pyramid_levels:
+    shared["num_coordinate_convs"] = head.num_coordinate_convs
+    if head.kind == "solo":
+        return SOLOHead(**shared)
+    return DecoupledHead(shared_tower=head.kind == "decoupled_light", **shared)
+
+
+def _build_mask_features(model: ConfigDict, dtype: jnp.dtype) -> nn.Module | None:
+    features = model.mask_features
+    if model.head.kind != "solov2":
+        return None
+    shared = {
+        "channels": features.channels,
+        "out_channels": features.out_channels,
+        "coordinates": features.coordinates,
+        "dtype": dtype,
+    }
+    if features.kind == "separate":
+        return SeparateMaskFeatures(num_convs=features.num_convs, **shared)
+    return MaskFeatureHead(
+        num_levels=NUM_MASK_LEVELS,
+        deformable=features.deformable,
+        deformable_pred=features.deformable_pred,
+        **shared,
+    )
+
+
+def masks_by_level(config: ConfigDict) -> bool:
+    """Whether every level makes masks of its own, at half the level's stride."""
+    model = config.model
+    return model.head.kind != "solov2" or model.mask_features.kind == "separate"
+
+
+def coarse_factors(config: ConfigDict) -> tuple[int, ...]:
+    """The scales 8, 16, ... at which training wants masks besides 1/4."""
+    strides = config.model.grid.strides if masks_by_level(config) else ()
+    return tuple(sorted({stride // 2 for stride in strides} - {4}))
+
+
+def _check_levels(model: ConfigDict) -> None:
+    grid_levels = len(model.grid.num_grids)
+    levels = 1 if model.neck.kind == "single_scale" else model.neck.num_outputs
+    unified = model.head.kind == "solov2" and model.mask_features.kind == "unified"
+    if unified and levels < NUM_MASK_LEVELS:
         raise InputError(
-            f"config keys 'model.grid' list {grid_levels} levels but 'model.neck.num_outputs' is "
-            f"{pyramid_levels}: give the grid one entry per level"
+            f"config key 'model.neck' gives {levels} levels: unified mask features need "
+            f"{NUM_MASK_LEVELS}; raise num_outputs or take model.mask_features.kind=separate"
+        )
+    if grid_levels != levels:
+        raise InputError(
+            f"config keys 'model.grid' list {grid_levels} levels but 'model.neck' gives {levels}: "
+            "give the grid one entry per level"
         )
 
 
@@ -94,13 +170,14 @@ def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
         grid=build_grid(config),
         num_classes=num_classes,
         max_positives=model.max_positives,
+        one_mask_per_cell=model.head.kind != "solov2",
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
+        mask_loss=MASK_LOSSES[loss.mask](loss),
         mask_weight=loss.mask_weight,
         category_weight=loss.category_weight,
         focal_alpha=loss.focal_alpha,
         focal_gamma=loss.focal_gamma,
-        dice_epsilon=loss.dice_epsilon,
         loss_group_images=loss.group_images,
         frozen_stages=model.backbone.frozen_stages,
         train_norm_affine=model.backbone.train_norm_affine,
@@ -110,6 +187,8 @@ def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
             max_candidates=evaluation.max_candidates,
             mask_threshold=evaluation.mask_threshold,
             nms_pre=evaluation.nms_pre,
+            nms=evaluation.nms,
+            nms_threshold=evaluation.nms_threshold,
             nms_kernel=evaluation.kernel,
             nms_sigma=evaluation.sigma,
             update_threshold=evaluation.update_threshold,
@@ -219,7 +298,14 @@ def build_train_batches(
     `process` is `process_index` and `process_count` of `train_batches`.
     """
     data = config.data
-    rows = TrainRows(dataset, data.long_side, data.max_instances, data.min_mask_area)
+    rows = TrainRows(
+        dataset,
+        data.long_side,
+        data.max_instances,
+        data.min_mask_area,
+        coarse_factors(config),
+        data.pad_before_shrinking,
+    )
 
     def make_batches(start_step: int) -> Iterator[Batch]:
         return train_batches(
@@ -274,7 +360,8 @@ def first_images(dataset: CocoDataset, count: int | None) -> CocoDataset:
 
 def example_shape(config: ConfigDict, plan: TrainPlan) -> Batch:
     """A batch of zeros, two rows of the first step's canvas: enough to initialise a model."""
-    return stack_examples([empty_example(plan.at(0).canvas, config.data.max_instances)] * 2)
+    row = empty_example(plan.at(0).canvas, config.data.max_instances, coarse_factors(config))
+    return stack_examples([row] * 2)
 
 
 def _sizes(dataset: CocoDataset) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -156,7 +157,8 @@ def load(
     """Loads a trained model.
 
     Args:
-      checkpoint: a work directory, its `checkpoints` folder, or one checkpoint in it.
+      checkpoint: a work directory, its `checkpoints` folder, or one checkpoint in it; or a PyTorch
+        file of a published system (see `solojax.foreign_models`).
       step: a step, "best", or None for the newest.
       config: changes the config that the checkpoint carries, for other inference settings.
 
@@ -164,6 +166,12 @@ def load(
       InputError: there is no such checkpoint, it does not say what it was trained for, or the
         config describes another network.
     """
+    if os.path.isfile(checkpoint):
+        from solojax.foreign_models import load_foreign  # which imports this module
+
+        if step is not None:
+            raise InputError(f"{checkpoint} is a file, which has no step {step}: leave it out")
+        return load_foreign(checkpoint, config=config)
     loaded = load_variables(checkpoint, step=step)
     kept, categories = read_metadata(loaded.metadata, loaded.path)
     config = kept if config is None else config(kept)

@@ -88,6 +88,8 @@ class Instances:
     centers: Array  # (B, N, 2) float32, centre of mass (x, y) in pixel indices of the canvas
     masks: Array  # (B, N, H/4, W/32) uint8, bit-packed
     valid: Array  # (B, N) bool
+    # The same at 1/8, 1/16, ..., as far as the network predicts masks so coarse.
+    coarse_masks: tuple[Array, ...] = ()  # (B, N, H/8, W/64), (B, N, H/16, W/128 rounded up), ...
 
 
 @struct.dataclass
@@ -123,12 +125,47 @@ class GridTargets:
 
 
 @struct.dataclass
+class DynamicMasks:
+    """Masks as dynamic convolutions: each cell's kernel over common features (SOLOv2)."""
+
+    kernels: Array  # (B, S^2 or G, E), or 9 E for 3x3 kernels: row-major taps, E innermost
+    features: Array  # (B, h, w, E)
+
+
+@struct.dataclass
+class DirectMasks:
+    """Masks as channels of a 1x1 convolution, one a cell (SOLO).
+
+    The convolution's weights stand here instead of its S^2 output maps, of which only some are
+    ever needed.
+    """
+
+    features: Array  # (B, h, w, C)
+    kernel: Array  # (C, S^2)
+    bias: Array  # (S^2,)
+
+
+@struct.dataclass
+class DecoupledMasks:
+    """The mask of cell (i, j) is the product of the j-th x map and the i-th y map (thesis 3.4)."""
+
+    x: Array  # (B, h, w, S) logits
+    y: Array  # (B, h, w, S) logits
+
+
+Masks = DynamicMasks | DirectMasks | DecoupledMasks
+
+
+@struct.dataclass
 class SegmenterOutputs:
-    """Plain logits of a SOLOv2 network."""
+    """Plain logits of a network.
+
+    The groups of `masks` cover the cells in order: one for all of them, or one for each level. A
+    group's maps have its own resolution; the first group's is that of detections, H/4 x W/4.
+    """
 
     category_logits: Array  # (B, G, K)
-    kernels: Array  # (B, G, E)
-    mask_features: Array  # (B, H/4, W/4, E)
+    masks: tuple[Masks, ...]
 
 
 @struct.dataclass

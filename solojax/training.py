@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +31,7 @@ from solojax.config.schema import flatten
 from solojax.data.coco import CocoDataset
 from solojax.errors import InputError
 from solojax.evaluation import Evaluation, write_json
+from solojax.foreign_models import start_from_backbone
 from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer
 from solojax.train.loop import Intervals, train
@@ -62,7 +64,6 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
-    _refuse_backbone_file(config)
     train_set = load_train_set(config)
     task = build_task(config, _num_classes(config, train_set))
     plan = build_train_plan(config, train_set)
@@ -89,7 +90,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
         restored = _restore(checkpointer, jax.eval_shape(fresh, key), mesh, train_set)
         # Not before the checkpoint has proved to be of this config.
         _save_config(config, workdir)
-        state = fresh(key) if restored is None else restored
+        state = _start(fresh(key), config, mesh) if restored is None else restored
         step = int(state.step)
         if step >= steps:
             _logger.info(
@@ -167,18 +168,21 @@ def _restore(
     return state
 
 
-def _refuse_backbone_file(config: ConfigDict) -> None:
-    path = config.model.backbone.checkpoint
-    if path:
-        raise InputError(
-            f"config key 'model.backbone.checkpoint' is '{path}': PyTorch backbones cannot be read "
-            "yet; leave it empty to train from random weights"
-        )
+def _start(state: TrainState, config: ConfigDict, mesh: Mesh) -> TrainState:
+    """A fresh state with the pretrained backbone, if the config names one."""
+    if not config.model.backbone.checkpoint:
+        return state
+    params, stats = start_from_backbone(state.params, state.batch_stats, config)
+    params, stats = jax.device_put((params, stats), replicated(mesh))
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, batch_stats=stats, ema_params=ema)
 
 
 def _warn_of_random_layers(config: ConfigDict) -> None:
     """Layers that never train are of use with trained weights alone."""
     backbone = config.model.backbone
+    if backbone.checkpoint:
+        return
     stuck = []
     if backbone.norm == "frozen_batch_norm":
         stuck.append("model.backbone.norm=frozen_batch_norm")

@@ -73,8 +73,8 @@ def test_the_optimizer_takes_the_scaled_rate(name):
 @pytest.mark.parametrize(
     "num_grids, outputs, problem",
     [
-        ((8, 6), 5, "list 2 levels but 'model.neck.num_outputs' is 5"),
-        ((8, 6, 4), 3, "'model.neck.num_outputs' is 3: the mask features need 4 levels"),
+        ((8, 6), 5, "list 2 levels but 'model.neck' gives 5"),
+        ((8, 6, 4), 3, "'model.neck' gives 3 levels: unified mask features need 4"),
     ],
 )
 def test_levels_that_do_not_fit(num_grids, outputs, problem):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import small_solov2 as small
 from helpers.golden import load_arrays, load_json
+from helpers.outputs import kernels_of, mask_features_of
 from pycocotools import mask as coco_mask
 
 from solojax.ops.mask_decoding import decode_dynamic
@@ -104,7 +105,7 @@ def test_scores_and_areas_into_and_out_of_matrix_nms(case, image):
     cells, labels = arrays["cand_inds"].T
     scores = np.asarray(category_scores(heads.category_logits, small.GRID))[image, cells, labels]
     one = slice(image, image + 1)
-    logits = decode_dynamic(heads.kernels[one, cells], heads.mask_features[one])
+    logits = decode_dynamic(kernels_of(heads)[one, cells], mask_features_of(heads)[one])
     probabilities = jax.nn.sigmoid(logits[0])
     binary = probabilities > settings.mask_threshold
     areas = np.asarray(mask_area(binary))

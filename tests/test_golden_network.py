@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import small_solov2 as small
 from helpers.golden import load_arrays, sampled
+from helpers.outputs import kernels_of, mask_features_of
 
 from solojax.ops.images import normalize_image
 
@@ -64,16 +65,17 @@ def test_features(name):
 
 @pytest.mark.parametrize("level", range(5))
 @pytest.mark.parametrize(
-    ("name", "field"), [("cate_pred", "category_logits"), ("kernel_pred", "kernels")]
+    ("name", "read"),
+    [("cate_pred", lambda outputs: outputs.category_logits), ("kernel_pred", kernels_of)],
 )
-def test_heads(name, field, level):
+def test_heads(name, read, level):
     start, side = small.GRID.level_offsets[level], small.GRID.num_grids[level]
-    cells = getattr(outputs(), field)[:, start : start + side * side]
+    cells = read(outputs())[:, start : start + side * side]
     ours = cells.reshape(2, side, side, -1).transpose(0, 3, 1, 2)
     assert_close(load_arrays("solov2_adet/small_heads.npz")[f"{name}_L{level}"], ours)
 
 
 def test_mask_features():
-    ours = outputs().mask_features.transpose(0, 3, 1, 2)
+    ours = mask_features_of(outputs()).transpose(0, 3, 1, 2)
     assert_close(load_arrays("solov2_adet/small_heads.npz")["mask_feat"], ours)
     assert ours.min() == 0

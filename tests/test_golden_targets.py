@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import small_solov2 as small
 from helpers.golden import load_arrays, unpack_bits
+from helpers.outputs import kernels_of, mask_features_of
 
 from solojax.losses.dice import dice_loss
 from solojax.losses.focal import category_focal_loss
@@ -103,7 +104,7 @@ def level_major(ranges, values):
 @pytest.mark.parametrize("ranges", RANGES)
 def test_dice_of_every_pair_from_the_recorded_heads(ranges):
     heads, found = small.recorded_heads(), targets(ranges)
-    logits = decode_dynamic(gather_cells(heads.kernels, found.cells), heads.mask_features)
+    logits = decode_dynamic(gather_cells(kernels_of(heads), found.cells), mask_features_of(heads))
     masks = unpack_masks(small.training_batch().instances.masks)
     wanted = jnp.take_along_axis(masks, found.instances[:, :, None, None], axis=1)
     dice = np.asarray(dice_loss(jax.nn.sigmoid(logits), wanted))

@@ -123,7 +123,8 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, required: bool = False)
         metavar="PATH",
         type=Path,
         required=required,
-        help="the weights: a checkpoint, or the workdir of a run for its newest one",
+        help="the weights: a checkpoint, the workdir of a run for its newest one, or a PyTorch "
+        "file of a published system (.pth, .pt, .pkl, .safetensors)",
     )
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "evaluate": "mask and box average precision of a checkpoint or of a results file",
     "predict": "find the objects in images, write COCO results and overlays",
+    "convert": "checkpoints of PyTorch in and out, and a proof that the numbers agree",
 }
 
 _BAD_INPUT = 2

@@ -8,6 +8,7 @@ from solojax.config.base import base_config
 from solojax.config.files import find_config, shipped_configs
 from solojax.config.json_text import from_json, to_json
 from solojax.config.loading import apply_overrides, load_config
+from solojax.config.published import SCHEDULES, published_config
 from solojax.config.schedule import (
     evaluation_interval,
     milestone_steps,
@@ -18,6 +19,7 @@ from solojax.config.validation import validate
 from solojax.config.variants import parse_variants
 
 __all__ = [
+    "SCHEDULES",
     "apply_overrides",
     "base_config",
     "evaluation_interval",
@@ -26,6 +28,7 @@ __all__ = [
     "load_config",
     "milestone_steps",
     "parse_variants",
+    "published_config",
     "scaled_learning_rate",
     "shipped_configs",
     "to_json",

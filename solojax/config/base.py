@@ -39,7 +39,7 @@ def _model() -> ConfigDict:
     model.semantics = "release"
 
     model.backbone = ConfigDict()
-    # Of the ResNet: 18 | 34 | 50 | 101.
+    # Of the ResNet: 18 | 34 | 50 | 101 | 152.
     model.backbone.depth = 50
     # Channels of its stem and first stage; the published networks have 64.
     model.backbone.width = 64
@@ -52,25 +52,59 @@ def _model() -> ConfigDict:
     # Where a stage halves its resolution: in the 3x3 convolution (torchvision) or, if True, in the
     # 1x1 before it (MSRA).
     model.backbone.stride_in_1x1 = False
+    # Groups of the 3x3 convolutions, and channels of one in the first stage: 64 and 4 at depth 101
+    # are ResNeXt-101-64x4d. From depth 50 on.
+    model.backbone.groups = 1
+    model.backbone.base_width = 64
+    # The 3x3 convolutions of these stages (stage n ends in C(n + 1)): none (ordinary) | v1 | v2
+    # (modulated deformable convolution). From depth 50 on.
+    model.backbone.deformable = "none"
+    model.backbone.deformable_stages = (2, 3, 4)
     # File of backbone weights to start from. Empty: random weights.
     model.backbone.checkpoint = ""
 
     model.neck = ConfigDict()
+    # fpn (a pyramid) | single_scale (C3 to C5 merged at stride 8, for a grid of one level).
+    model.neck.kind = "fpn"
     model.neck.channels = 256
-    # P2 and up. The head takes as many levels as model.grid lists.
+    # P2 and up, of the FPN. The head takes as many levels as model.grid lists.
     model.neck.num_outputs = 5
 
     model.head = ConfigDict()
-    # Blocks (3x3 convolution, GroupNorm, ReLU) of the category tower and of the kernel tower.
+    # solov2 | solo | decoupled | decoupled_light (one mask tower for x and y).
+    model.head.kind = "solov2"
+    # Blocks (3x3 convolution, GroupNorm, ReLU) of every tower: category, and kernel or masks.
     model.head.num_convs = 4
     # Of the towers; a multiple of 32, the number of groups of every GroupNorm.
     model.head.channels = 512
+    # First blocks of a tower that get coordinates: 0 or 1 for the kernels of SOLOv2, 0 to
+    # num_convs for the masks of SOLO and Decoupled SOLO.
+    model.head.num_coordinate_convs = 1
+    # How category features come to the grid: interpolate | adaptive_max_pool | region_grid.
+    model.head.align = "interpolate"
+    # Blocks of the category tower that run before that.
+    model.head.align_at = 0
+    # The last deformable_convs convolutions of every tower: none | v1 | v2, as in the backbone.
+    model.head.deformable = "none"
+    model.head.deformable_convs = 1
 
     model.mask_features = ConfigDict()
+    # SOLOv2 alone. unified (one map from P2 to P5) | separate (a tower for every level).
+    model.mask_features.kind = "unified"
+    # Blocks of a separate tower.
+    model.mask_features.num_convs = 7
+    # Whether the branch gets coordinates.
+    model.mask_features.coordinates = True
     # Inside the branch; a multiple of 32.
     model.mask_features.channels = 128
-    # E, of its output and so of the kernels, which are 1x1; a multiple of 32.
+    # E, of its output and so of the kernels; a multiple of 32.
     model.mask_features.out_channels = 256
+    # Side of the predicted kernels: 1 | 3.
+    model.mask_features.kernel_size = 1
+    # The 3x3 convolutions of the unified branch: none | v1 | v2, as in the backbone.
+    model.mask_features.deformable = "none"
+    # Whether the 1x1 convolution at its end is deformable then, too.
+    model.mask_features.deformable_pred = False
 
     # One entry per level, finest first (structures.GridSpec).
     model.grid = ConfigDict()
@@ -94,8 +128,13 @@ def _model() -> ConfigDict:
 
 def _loss() -> ConfigDict:
     loss = ConfigDict()
+    # dice | focal | bce. The thesis weighs them with 3, 20 and 10.
+    loss.mask = "dice"
     loss.mask_weight = 3.0
+    # Weight of a mask's pixels against those around it, with bce.
+    loss.mask_positive_weight = 2.0
     loss.category_weight = 1.0
+    # Of the category loss, and of the masks' with focal.
     loss.focal_alpha = 0.25
     loss.focal_gamma = 2.0
     # Added to each of Dice's two squared sums (the thesis has none: 0).
@@ -127,6 +166,10 @@ def _data() -> ConfigDict:
     data.buckets = ()
     # Whether a batch holds only upright or only wide images.
     data.group_by_orientation = True
+    # How masks are shrunk for training: as they are (False, AdelaiDet's SOLOv2) or padded to a
+    # multiple of 32 first (True, the published SOLO code). It matters where 4 (or the coarser
+    # scales of SOLO and Decoupled SOLO) does not divide a side.
+    data.pad_before_shrinking = False
     # N: objects per image that there is room for; objects that find none are counted.
     data.max_instances = 100
     # Objects whose mask has fewer pixels (of the resized image) do not train. 1: empty ones only.
@@ -211,15 +254,17 @@ def _evaluation() -> ConfigDict:
     evaluation.max_candidates = 1000
     # Probability above which a pixel is foreground.
     evaluation.mask_threshold = 0.5
-    # Candidates, best first by score * maskness, that enter Matrix NMS.
+    # Candidates, best first by score * maskness, that enter the suppression.
     evaluation.nms_pre = 500
-    # matrix.
+    # matrix | soft | hard | fast.
     evaluation.nms = "matrix"
-    # Decay of the score by the overlap: gaussian, exp(-sigma * iou^2) (the thesis's
-    # exp(-iou^2 / 0.5) is sigma 2) | linear, 1 - iou.
+    # Overlap from which hard and fast NMS suppress, and soft NMS with the linear kernel decays.
+    evaluation.nms_threshold = 0.5
+    # Decay of the score by the overlap in matrix and soft NMS: gaussian, exp(-sigma * iou^2) (the
+    # thesis's exp(-iou^2 / 0.5) is sigma 2) | linear, 1 - iou.
     evaluation.kernel = "gaussian"
     evaluation.sigma = 2.0
-    # Scores below this after Matrix NMS are dropped, then all but the best max_detections.
+    # Scores below this after the suppression are dropped, then all but the best max_detections.
     evaluation.update_threshold = 0.05
     evaluation.max_detections = 100
 

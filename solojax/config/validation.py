@@ -11,17 +11,27 @@ from solojax.config.names import nearest_name
 from solojax.config.schema import check_keys, flatten
 from solojax.errors import InputError
 
+_DEFORMABLE = ("none", "v1", "v2")
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.semantics": ("release", "thesis"),
-    "model.backbone.depth": (18, 34, 50, 101),
+    "model.head.kind": ("solov2", "solo", "decoupled", "decoupled_light"),
+    "model.head.align": ("interpolate", "adaptive_max_pool", "region_grid"),
+    "model.head.deformable": _DEFORMABLE,
+    "model.mask_features.kind": ("unified", "separate"),
+    "model.mask_features.kernel_size": (1, 3),
+    "model.mask_features.deformable": _DEFORMABLE,
+    "model.neck.kind": ("fpn", "single_scale"),
+    "model.backbone.depth": (18, 34, 50, 101, 152),
+    "model.backbone.deformable": _DEFORMABLE,
     "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
     "model.backbone.frozen_stages": (-1, 0, 1, 2, 3, 4),
     "data.canvas": ("multiple_of_32", "buckets"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
     "evaluation.canvas": ("multiple_of_32", "buckets"),
-    "evaluation.nms": ("matrix",),
+    "loss.mask": ("dice", "focal", "bce"),
+    "evaluation.nms": ("matrix", "soft", "hard", "fast"),
     "evaluation.kernel": ("gaussian", "linear"),
     "evaluation.backend": ("fast", "reference"),
 }
@@ -38,8 +48,11 @@ _RANGES = {
     "evaluation.score_threshold": (0, 1),
     "evaluation.mask_threshold": (0, 1),
     "evaluation.update_threshold": (0, 1),
+    "evaluation.nms_threshold": (0, 1),
 }
 _MAY_BE_ZERO = (
+    "model.head.num_coordinate_convs",
+    "model.head.align_at",
     "loss.mask_weight",
     "loss.category_weight",
     "loss.focal_gamma",
@@ -69,6 +82,7 @@ def validate(config: ConfigDict) -> None:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(path, value)
     _check_model(config.model)
+    _check_mask_loss(config)
     _check_data(config)
     _check_train(config)
     _check_optimizer(config.optimizer)
@@ -128,6 +142,10 @@ def _check_model(model: ConfigDict) -> None:
             raise _error(path, channels, f"give a multiple of {_GROUP_NORM_GROUPS}, for GroupNorm")
     _check_tuple("model.pixel_mean", model.pixel_mean, float, 3, above=-math.inf)
     _check_tuple("model.pixel_std", model.pixel_std, float, 3)
+    stages = model.backbone.deformable_stages
+    _check_tuple("model.backbone.deformable_stages", stages, int)
+    if max(stages) > 4:
+        raise _error("model.backbone.deformable_stages", stages, "give stages from 1 to 4")
     _check_tuple("model.grid.num_grids", model.grid.num_grids, int)
     _check_tuple("model.grid.strides", model.grid.strides, int)
     for low_high in model.grid.scale_ranges:
@@ -137,6 +155,15 @@ def _check_model(model: ConfigDict) -> None:
         _check_tuple(path, low_high, float, 2)
         if low_high[0] > low_high[1]:
             raise _error(path, low_high, "the first must not be above the second")
+
+
+def _check_mask_loss(config: ConfigDict) -> None:
+    if config.loss.mask != "dice" and config.model.head.kind.startswith("decoupled"):
+        raise _error(
+            "loss.mask",
+            config.loss.mask,
+            "decoupled masks are products of probabilities and have no logits, give dice",
+        )
 
 
 def _check_data(config: ConfigDict) -> None:

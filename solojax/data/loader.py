@@ -283,10 +283,12 @@ class _Collate:
 
 def stack_examples(examples: Sequence[Example]) -> Batch:
     """Makes a batch of rows of one canvas; see `train_batches` for the form of an example."""
+    factors = sorted(int(key.split("/")[1]) for key in examples[0] if key.startswith("masks/"))
     return Batch(
         **{name: _stack(examples, name) for name in _BATCH_FIELDS},
         instances=Instances(
-            **{name: _stack(examples, key) for name, key in _INSTANCE_FIELDS.items()}
+            **{name: _stack(examples, key) for name, key in _INSTANCE_FIELDS.items()},
+            coarse_masks=tuple(_stack(examples, f"masks/{factor}") for factor in factors),
         ),
     )
 

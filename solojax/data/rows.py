@@ -18,12 +18,16 @@ class TrainRows:
       long_side: see `resized_shape`.
       max_instances: N.
       min_mask_area: see `make_example`.
+      coarse_factors: likewise.
+      pad_before_shrinking: likewise.
     """
 
     dataset: CocoDataset
     long_side: int
     max_instances: int
     min_mask_area: int = 1
+    coarse_factors: tuple[int, ...] = ()
+    pad_before_shrinking: bool = False
 
     def __call__(
         self, image_index: int, short_side: int, flip: bool, canvas: tuple[int, int], seed: int
@@ -40,11 +44,13 @@ class TrainRows:
             min_mask_area=self.min_mask_area,
             seed=seed,
             image_index=image_index,
+            coarse_factors=self.coarse_factors,
+            pad_before_shrinking=self.pad_before_shrinking,
         )
 
     def empty(self, canvas: tuple[int, int]) -> Example:
         """The row that stands for an unreadable image."""
-        return empty_example(canvas, self.max_instances)
+        return empty_example(canvas, self.max_instances, self.coarse_factors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,18 +29,22 @@ def resized_shape(height: int, width: int, short_side: int, long_side: int) -> t
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def empty_example(canvas: tuple[int, int], max_instances: int) -> Example:
+def empty_example(
+    canvas: tuple[int, int], max_instances: int, coarse_factors: tuple[int, ...] = ()
+) -> Example:
     """A row of zeros that nothing counts (valid False): for padding and for broken images.
 
     Args:
       canvas: (H, W), multiples of 32.
       max_instances: N.
+      coarse_factors: 8, 16, ...: further scales at which there are masks.
 
     Returns:
       image (H, W, 3) uint8; image_size and original_size (2,) int32; valid bool; image_index int32;
       seed uint32; dropped_instances int32; boxes (N, 4) float32; labels (N,) int32; centers (N, 2)
-      float32; masks (N, H/4, W/32) uint8; instance_valid (N,) bool. The meaning of each is that of
-      the field of the same name in `structures.Batch` and `structures.Instances`.
+      float32; masks (N, H/4, W/32) uint8; instance_valid (N,) bool; for each factor f masks/f
+      (N, H/f, ceil(W/f/8)) uint8. The meaning of each is that of the field of the same name in
+      `structures.Batch` and `structures.Instances`.
     """
     height, width = canvas
     if min(canvas) <= 0 or height % _CANVAS_STEP or width % _CANVAS_STEP:
@@ -61,6 +65,11 @@ def empty_example(canvas: tuple[int, int], max_instances: int) -> Example:
         "centers": np.zeros((max_instances, 2), np.float32),
         "masks": np.zeros((max_instances, height // 4, width // 32), np.uint8),
         "instance_valid": np.zeros(max_instances, np.bool_),
+    } | {
+        f"masks/{factor}": np.zeros(
+            (max_instances, height // factor, -(-width // (8 * factor))), np.uint8
+        )
+        for factor in coarse_factors
     }
 
 
@@ -107,6 +116,8 @@ def make_example(
     min_mask_area: int,
     seed: int,
     image_index: int,
+    coarse_factors: tuple[int, ...] = (),
+    pad_before_shrinking: bool = False,
 ) -> Example:
     """A training example: the image and its objects under one resize and one flip.
 
@@ -128,6 +139,10 @@ def make_example(
       min_mask_area: pixels of the resized image.
       seed: the row's random seed for what happens on the device.
       image_index: position in the data set.
+      coarse_factors: see `empty_example`.
+      pad_before_shrinking: masks are shrunk after padding to a multiple of 32, as the published
+        SOLO code does; AdelaiDet's SOLOv2 shrinks the mask of the image alone, whose sides the
+        factor may not divide.
 
     Returns:
       A valid row of the form of `empty_example`.
@@ -136,7 +151,7 @@ def make_example(
       InputError: the image has not the recorded size, or the canvas does not suit.
     """
     check_image_size(image, record.height, record.width, record.file_name)
-    example = empty_example(canvas, max_instances)
+    example = empty_example(canvas, max_instances, coarse_factors)
     height, width = _place_image(example, image, short_side, long_side, flip)
     example["image_index"] = np.int32(image_index)
     example["seed"] = np.uint32(seed)
@@ -154,6 +169,9 @@ def make_example(
             dropped += 1
             continue
         _write_instance(example, count, box, annotation.label, mask)
+        if pad_before_shrinking:
+            mask = _pad_to_step(mask)
+        _write_masks(example, count, mask, coarse_factors)
         count += 1
     example["dropped_instances"] = np.int32(dropped)
     return example
@@ -212,6 +230,19 @@ def _write_instance(
     example["boxes"][index] = box_xyxy
     example["labels"][index] = label
     example["centers"][index] = center_of_mass(mask)
-    packed = pack_masks(shrink_mask(mask))
-    example["masks"][index, : packed.shape[0], : packed.shape[1]] = packed
     example["instance_valid"][index] = True
+
+
+def _pad_to_step(mask: np.ndarray) -> np.ndarray:
+    """Pads a mask at the right and the bottom to multiples of the canvas step."""
+    height, width = mask.shape
+    return np.pad(mask, ((0, -height % _CANVAS_STEP), (0, -width % _CANVAS_STEP)))
+
+
+def _write_masks(
+    example: Example, index: int, mask: np.ndarray, coarse_factors: tuple[int, ...]
+) -> None:
+    """Shrinks and packs a mask at 1/4 and at every coarser scale."""
+    for factor, key in ((4, "masks"), *((factor, f"masks/{factor}") for factor in coarse_factors)):
+        packed = pack_masks(shrink_mask(mask, factor))
+        example[key][index, : packed.shape[0], : packed.shape[1]] = packed

@@ -1,65 +1,77 @@
-"""AdelaiDet's SOLOv2 checkpoints (detectron2's names) in and out.
+"""AdelaiDet's SOLOv2 and FreeSOLO checkpoints (detectron2's names) in and out.
 
-The state dict lies under `model` in the file. Two conventions stay with the weights and are the
-caller's affair: the stem reads BGR (means 103.53, 116.28, 123.675, deviations 1), see
-`flip_stem_channels`, and bottlenecks have their stride in the first 1x1 convolution
-(`ResNet(stride_in_1x1=True)`). BatchNorm is frozen: statistics and affine parameters.
+AdelaiDet's published networks have MSRA backbones, FreeSOLO's have DenseCL's, which follow
+torchvision: see `solojax.interop.stems`. BatchNorm is frozen: statistics and affine parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
+from solojax.interop.backbones import COUNTERS, detectron2_rows
 from solojax.interop.layout import (
-    BATCH_NORM,
     CONV,
     NORM,
     Layout,
+    PyTree,
     Row,
     export_state,
     import_state,
 )
-from solojax.structures import PyTree
+from solojax.interop.stems import MSRA, TORCHVISION
 
-STEM = ("params", "backbone", "conv1", "kernel")
+_MASK_BLOCK = "mask_head.convs_all_levels.{l}.conv{s}"
 
-BLOCK = "backbone.bottom_up.res{s+1}.{b}"
-MASK_BLOCK = "mask_head.convs_all_levels.{l}.conv{s}"
 
-# Blocks of the heads are numbered by layer: convolution, GroupNorm, ReLU, convolution, ...
+def _tower(source: str, path: str) -> tuple[Row, ...]:
+    """Layers are numbered: convolution, GroupNorm, ReLU, convolution, ..."""
+    return (
+        Row(f"{source}.{{3i}}", f"{path}_{{i}}/conv", CONV),
+        Row(f"{source}.{{3i+1}}", f"{path}_{{i}}/norm", NORM),
+    )
+
+
+_ROWS = (
+    *detectron2_rows("backbone.bottom_up."),
+    Row("backbone.fpn_lateral{i+2}", "neck/lateral_{i}", CONV),
+    Row("backbone.fpn_output{i+2}", "neck/output_{i}", CONV),
+    *_tower("ins_head.cate_tower", "head/category_tower"),
+    *_tower("ins_head.kernel_tower", "head/kernel_tower"),
+    Row("ins_head.cate_pred", "head/category_pred", CONV),
+    Row("ins_head.kernel_pred", "head/kernel_pred", CONV),
+    Row(f"{_MASK_BLOCK}.0", "mask_features/level{l}_conv{s}/conv", CONV),
+    Row(f"{_MASK_BLOCK}.1", "mask_features/level{l}_conv{s}/norm", NORM),
+    Row("mask_head.conv_pred.0", "mask_features/pred/conv", CONV),
+    Row("mask_head.conv_pred.1", "mask_features/pred/norm", NORM),
+)
+
 ADELAIDET = Layout(
+    name="adelaidet",
     title="AdelaiDet's SOLOv2",
-    rows=(
-        Row("backbone.bottom_up.stem.conv1", "backbone/conv1", CONV),
-        Row("backbone.bottom_up.stem.conv1.norm", "backbone/bn1", BATCH_NORM),
-        Row(BLOCK + ".conv{c}", "backbone/layer{s}_{b}/conv{c}", CONV),
-        Row(BLOCK + ".conv{c}.norm", "backbone/layer{s}_{b}/bn{c}", BATCH_NORM),
-        Row(BLOCK + ".shortcut", "backbone/layer{s}_{b}/downsample_conv", CONV),
-        Row(BLOCK + ".shortcut.norm", "backbone/layer{s}_{b}/downsample_bn", BATCH_NORM),
-        Row("backbone.fpn_lateral{i+2}", "neck/lateral_{i}", CONV),
-        Row("backbone.fpn_output{i+2}", "neck/output_{i}", CONV),
-        Row("ins_head.cate_tower.{3i}", "head/category_tower_{i}/conv", CONV),
-        Row("ins_head.cate_tower.{3i+1}", "head/category_tower_{i}/norm", NORM),
-        Row("ins_head.kernel_tower.{3i}", "head/kernel_tower_{i}/conv", CONV),
-        Row("ins_head.kernel_tower.{3i+1}", "head/kernel_tower_{i}/norm", NORM),
-        Row("ins_head.cate_pred", "head/category_pred", CONV),
-        Row("ins_head.kernel_pred", "head/kernel_pred", CONV),
-        Row(MASK_BLOCK + ".0", "mask_features/level{l}_conv{s}/conv", CONV),
-        Row(MASK_BLOCK + ".1", "mask_features/level{l}_conv{s}/norm", NORM),
-        Row("mask_head.conv_pred.0", "mask_features/pred/conv", CONV),
-        Row("mask_head.conv_pred.1", "mask_features/pred/norm", NORM),
-    ),
-    ignored=(r"pixel_mean", r"pixel_std", r".*\.num_batches_tracked"),
+    rows=_ROWS,
+    ignored=(COUNTERS,),
+    marks=("ins_head.kernel_pred.weight", "ins_head.cate_pred.weight"),
+    stem=MSRA,
+    outer="model",
+)
+
+FREESOLO = Layout(
+    name="freesolo",
+    title="FreeSOLO",
+    rows=(*_ROWS, Row("ins_head.emb_pred", "head/embedding_pred", CONV)),
+    ignored=(r"_iter", *ADELAIDET.ignored),
+    marks=(*ADELAIDET.marks, "ins_head.emb_pred.weight"),
+    stem=TORCHVISION,
+    outer="model",
 )
 
 
 def import_adelaidet(
     state: Mapping[str, np.ndarray], expected: PyTree | None = None
 ) -> dict[str, PyTree]:
-    """Variables of a `Segmenter` from an AdelaiDet SOLOv2 state dict.
+    """Variables of a `Segmenter` from an AdelaiDet SOLOv2 state dict; its stem stays as it is.
 
     Args:
       state: AdelaiDet's names to arrays, convolutions OIHW.
@@ -81,16 +93,3 @@ def export_adelaidet(variables: PyTree) -> dict[str, np.ndarray]:
       InputError: naming the leaves that AdelaiDet has no place for.
     """
     return export_state(ADELAIDET, variables)
-
-
-def flip_stem_channels(variables: PyTree) -> PyTree:
-    """Variables whose stem reads RGB where it read BGR, or the reverse; the rest is shared.
-
-    The means and deviations of the normalisation must be reversed with it.
-    """
-
-    def flip(path, leaf):
-        names = tuple(entry.key for entry in path)
-        return leaf[:, :, ::-1] if names == STEM else leaf
-
-    return jax.tree_util.tree_map_with_path(flip, variables)

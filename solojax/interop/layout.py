@@ -3,24 +3,31 @@
 A layout has a row per sort of module: its name in the foreign file beside its path among our
 variables, both with numbers in braces (see `solojax.interop.names`), and the tensors it is made of.
 The same row serves import and export. A further layout is a further table, not further code.
+
+Where two rows have the same foreign name or the same path, the first one counts: a later one then
+stands for an older spelling, which is read and not written.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from solojax.errors import InputError
-from solojax.interop.names import read_name, write_name
-from solojax.structures import PyTree
+from solojax.interop.names import name_outline, read_name, template_outline, write_name
+from solojax.interop.stems import TORCHVISION, Stem
+from solojax.interop.trees import Path, flatten, unflatten
 
 MAX_NAMES = 20  # of one sort in an error message
+# Mean and deviation of the input, which may stand beside the weights in any layout.
+PIXEL_TENSORS = ("pixel_mean", "pixel_std")
 
-Path = tuple[str, ...]
+PyTree = Any  # nested dicts of arrays or of anything with a shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +35,13 @@ class Tensor:
     """One tensor of a module.
 
     Attributes:
-      source: its name after the module's in the foreign file.
-      collection: "params" or "batch_stats".
+      source: its name after the module's in the foreign file, where a dot comes between them unless
+        it is empty or begins with an underscore.
+      collection: "params", "batch_stats" or what else a task keeps.
       leaf: our name for it.
       axes: the foreign axes in our order; None keeps them.
       optional: whether a module may be without it.
+      integer: whether it holds whole numbers.
     """
 
     source: str
@@ -40,6 +49,7 @@ class Tensor:
     leaf: str
     axes: tuple[int, ...] | None = None
     optional: bool = False
+    integer: bool = False
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """A foreign array with its axes in our order: a contiguous copy of the same dtype."""
@@ -68,6 +78,10 @@ BATCH_NORM = NORM + (
     Tensor("running_mean", "batch_stats", "mean"),
     Tensor("running_var", "batch_stats", "var"),
 )
+LINEAR = (
+    Tensor("weight", "params", "kernel", axes=(1, 0)),
+    Tensor("bias", "params", "bias", optional=True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +98,18 @@ class Row:
     path: str
     tensors: tuple[Tensor, ...]
 
+    def foreign_name(self, tensor: Tensor) -> str:
+        """Template of a tensor's name in the foreign file."""
+        dot = "." if tensor.source and not tensor.source.startswith("_") else ""
+        return f"{self.source}{dot}{tensor.source}"
+
+    def our_name(self, tensor: Tensor) -> str:
+        """Template of a tensor's path among our variables, with slashes, collection first."""
+        return f"{tensor.collection}/{self.path}/{tensor.leaf}"
+
+
+Entry = tuple[Row, Tensor]
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -91,47 +117,85 @@ class Layout:
 
     Attributes:
       title: how messages call it.
-      rows: its modules; the first row that matches a name counts.
+      rows: its modules.
       ignored: regular expressions of foreign tensors that carry nothing for us.
+      name: how the command line calls it.
+      marks: foreign tensors that no file of this layout lacks.
+      stem: what the networks in it expect of an image, unless the file says otherwise.
+      outer: where a file keeps the state dict.
+      prefix: before all names in a file that is written; read or not, it is taken off in reading.
     """
 
     title: str
     rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
+    name: str = ""
+    marks: tuple[str, ...] = ()
+    stem: Stem = TORCHVISION
+    outer: str = "state_dict"
+    prefix: str = ""
 
     def from_foreign(self, name: str) -> tuple[Path, Tensor] | None:
         """Our path, collection first, for a foreign tensor name; None if it is not in the table."""
-        module, _, suffix = name.rpartition(".")
-        for row in self.rows:
-            letters = read_name(row.source, module)
-            for tensor in row.tensors if letters is not None else ():
-                if tensor.source == suffix:
-                    module_path = write_name(row.path, letters).split("/")
-                    return (tensor.collection, *module_path, tensor.leaf), tensor
-        return None
+        found = self._find_foreign(name)
+        if found is None:
+            return None
+        row, tensor, letters = found
+        return tuple(write_name(row.our_name(tensor), letters).split("/")), tensor
 
     def to_foreign(self, path: Path) -> tuple[str, Tensor] | None:
         """The foreign tensor name for our path; None if it is not in the table."""
-        collection, *module, leaf = path
-        for row in self.rows:
-            letters = read_name(row.path, "/".join(module))
-            for tensor in row.tensors if letters is not None else ():
-                if (tensor.collection, tensor.leaf) == (collection, leaf):
-                    return f"{write_name(row.source, letters)}.{tensor.source}", tensor
+        name = "/".join(path)
+        for row, tensor in self._by_ours.get(name_outline(name), ()):
+            letters = read_name(row.our_name(tensor), name)
+            if letters is not None:
+                return write_name(row.foreign_name(tensor), letters), tensor
         return None
 
     def siblings(self, name: str) -> list[str]:
         """Foreign names of the tensors that the module of foreign tensor `name` cannot lack."""
-        module = name.rpartition(".")[0]
-        for row in self.rows:
-            if read_name(row.source, module) is not None:
-                needed = (tensor for tensor in row.tensors if not tensor.optional)
-                return [f"{module}.{tensor.source}" for tensor in needed]
-        return []
+        found = self._find_foreign(name)
+        if found is None:
+            return []
+        row, _, letters = found
+        needed = (tensor for tensor in row.tensors if not tensor.optional)
+        return [write_name(row.foreign_name(tensor), letters) for tensor in needed]
+
+    def _find_foreign(self, name: str) -> tuple[Row, Tensor, dict[str, int]] | None:
+        for row, tensor in self._by_foreign.get(name_outline(name), ()):
+            letters = read_name(row.foreign_name(tensor), name)
+            if letters is not None:
+                return row, tensor, letters
+        return None
+
+    @functools.cached_property
+    def _by_foreign(self) -> dict[str, list[Entry]]:
+        return _index((row.foreign_name(tensor), (row, tensor)) for row, tensor in self._entries)
+
+    @functools.cached_property
+    def _by_ours(self) -> dict[str, list[Entry]]:
+        return _index((row.our_name(tensor), (row, tensor)) for row, tensor in self._entries)
+
+    @property
+    def _entries(self) -> list[Entry]:
+        return [(row, tensor) for row in self.rows for tensor in row.tensors]
+
+    @property
+    def holds_heads(self) -> bool:
+        """Whether it is one of whole networks, not of backbones."""
+        return any(row.path.startswith("head/") for row in self.rows)
 
     def is_ignored(self, name: str) -> bool:
         """Whether a foreign tensor is to be passed over."""
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        return name in PIXEL_TENSORS or any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def _index(entries: Iterable[tuple[str, Entry]]) -> dict[str, list[Entry]]:
+    """Entries by the outline of their template, so that few templates are tried per name."""
+    index: dict[str, list[Entry]] = {}
+    for template, entry in entries:
+        index.setdefault(template_outline(template), []).append(entry)
+    return index
 
 
 def import_state(
@@ -163,7 +227,7 @@ def import_state(
         )
     entries = {name: layout.from_foreign(name) for name in arrays}
     leaves = {path: tensor.to_ours(arrays[name]) for name, (path, tensor) in entries.items()}
-    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(leaves)
+    return {"params": {}, "batch_stats": {}} | unflatten(leaves)
 
 
 def export_state(layout: Layout, variables: PyTree) -> dict[str, np.ndarray]:
@@ -179,7 +243,7 @@ def export_state(layout: Layout, variables: PyTree) -> dict[str, np.ndarray]:
     Raises:
       InputError: naming the leaves that the layout has no place for.
     """
-    leaves = traverse_util.flatten_dict(variables)
+    leaves = flatten(variables)
     entries = {path: layout.to_foreign(path) for path in leaves}
     homeless = ["/".join(path) for path, entry in entries.items() if entry is None]
     if homeless:
@@ -195,7 +259,7 @@ def export_state(layout: Layout, variables: PyTree) -> dict[str, np.ndarray]:
 def _shapes(layout: Layout, variables: PyTree) -> dict[str, tuple[int, ...]]:
     """Foreign names and shapes of our variables; our own path where the layout has no place."""
     shapes = {}
-    for path, leaf in traverse_util.flatten_dict(variables).items():
+    for path, leaf in flatten(variables).items():
         entry = layout.to_foreign(path)
         if entry is None:
             shapes["/".join(path)] = tuple(leaf.shape)
@@ -229,8 +293,8 @@ def _problems(
         ]
     not_floats = [
         f"{name} ({arrays[name].dtype})"
-        for name in known
-        if not np.issubdtype(arrays[name].dtype, np.floating)
+        for name, tensor in known.items()
+        if not tensor.integer and not is_floating(arrays[name].dtype)
     ]
     return {
         "missing": sorted(missing),
@@ -238,6 +302,11 @@ def _problems(
         "misshapen": sorted(misshapen),
         "not floating point": sorted(not_floats),
     }
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of floating-point numbers; bfloat16, unknown to NumPy, is."""
+    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
 
 def _listed(names: Sequence[str]) -> str:

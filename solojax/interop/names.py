@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Mapping
 
+DIGITS = re.compile(r"[0-9]+")
 NUMBER = re.compile(r"\{(\d*)([a-z])([+-]\d+)?\}")
 
 
@@ -33,6 +34,17 @@ def write_name(template: str, letters: Mapping[str, int]) -> str:
         lambda number: str(int(number[1] or 1) * letters[number[2]] + int(number[3] or 0)),
         template,
     )
+
+
+@functools.lru_cache(maxsize=65536)
+def name_outline(name: str) -> str:
+    """The name with a hash for every number: names of one template have one outline."""
+    return DIGITS.sub("#", name)
+
+
+def template_outline(template: str) -> str:
+    """The outline of the names that `template` gives."""
+    return name_outline(NUMBER.sub("0", template))
 
 
 @functools.cache

@@ -14,49 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from solojax.errors import InputError
-from solojax.ops.convolution import convolve
+from solojax.models.convolution import Conv as Conv  # a layer as well; deformable ones build on it
+from solojax.models.deform_conv import conv_class
 from solojax.structures import Array
 
 NORMS = ("frozen_batch_norm", "batch_norm", "group_norm")
-
-
-class Conv(nn.Module):
-    """Square 2-D convolution with PyTorch's symmetric padding (kernel_size // 2).
-
-    A 1x1 kernel is a matrix product over the channels: the same arithmetic, several times faster
-    on CPU and equal on TPU. Kernel layout HWIO, param names `kernel` and `bias`.
-
-    Attributes:
-      features: output channels.
-      kernel_size: side of the kernel.
-      stride: of both axes.
-      use_bias: whether a bias is added.
-      kernel_init: initialiser of the kernel.
-      bias_init: initialiser of the bias.
-      dtype: compute type.
-    """
-
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    use_bias: bool = True
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    bias_init: Callable = nn.initializers.zeros
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), features)."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if self.kernel_size == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-        else:
-            y = convolve(x, kernel, self.stride)
-        return y if bias is None else y + bias
 
 
 class BatchNorm(nn.Module):
@@ -163,23 +125,24 @@ class ConvNormRelu(nn.Module):
       features: output channels.
       kernel_size: 3 or 1.
       num_groups: of the GroupNorm.
+      deformable: "none", "v1" or "v2", see `conv_class`.
       dtype: compute type.
     """
 
     features: int
     kernel_size: int = 3
     num_groups: int = 32
+    deformable: str = "none"
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, h, w, C) to (B, h, w, features)."""
-        init = nn.initializers.normal(0.01)
-        x = Conv(
+        x = conv_class(self.deformable)(
             self.features,
             self.kernel_size,
             use_bias=False,
-            kernel_init=init,
+            kernel_init=nn.initializers.normal(0.01),
             dtype=self.dtype,
             name="conv",
         )(x)

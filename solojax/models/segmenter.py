@@ -1,29 +1,28 @@
-"""The whole SOLOv2 network: backbone, pyramid, head and mask features."""
+"""The whole network: backbone, neck, head and, where the head wants them, mask features."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 
-from solojax.models.solov2_head import head_levels
+from solojax.models.towers import head_levels
 from solojax.structures import Array, SegmenterOutputs
-
-NUM_MASK_LEVELS = 4
 
 
 class Segmenter(nn.Module):
-    """Joins four modules; what they are is the caller's choice.
+    """Joins the modules; what they are is the caller's choice.
 
     Attributes:
       backbone: image to C2..C5.
-      neck: C2..C5 to P2..P6.
-      head: head levels to category logits and kernels.
-      mask_features: P2..P5 to the mask feature map.
+      neck: C2..C5 to P2..P6, or to a single map.
+      head: head levels, and the mask features if there are any, to SegmenterOutputs.
+      mask_features: the pyramid to a tuple of mask feature maps (SOLOv2); None for heads that make
+        their masks from the levels.
     """
 
     backbone: nn.Module
     neck: nn.Module
     head: nn.Module
-    mask_features: nn.Module
+    mask_features: nn.Module | None = None
 
     def __call__(
         self, image: Array, *, train: bool = False, row_mask: Array | None = None
@@ -36,9 +35,7 @@ class Segmenter(nn.Module):
           row_mask: (B,) bool, rows that count in those statistics.
         """
         pyramid = self.neck(self.backbone(image, train=train, row_mask=row_mask))
-        category_logits, kernels = self.head(head_levels(pyramid))
-        return SegmenterOutputs(
-            category_logits=category_logits,
-            kernels=kernels,
-            mask_features=self.mask_features(pyramid[:NUM_MASK_LEVELS]),
-        )
+        levels = head_levels(pyramid)
+        if self.mask_features is None:
+            return self.head(levels)
+        return self.head(levels, self.mask_features(pyramid))

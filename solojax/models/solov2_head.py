@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from solojax.errors import InputError
-from solojax.models.layers import Conv, ConvNormRelu
+from solojax.models.layers import Conv
+from solojax.models.towers import (
+    NORMAL,
+    category_logits,
+    flatten_cells,
+    make_category_pred,
+    make_tower,
+)
+from solojax.ops.alignment import align_interpolate
 from solojax.ops.coords import append_coordinates
-from solojax.ops.resize import downsample_mean_2x, resize_bilinear
-from solojax.structures import Array
+from solojax.ops.resize import resize_bilinear
+from solojax.structures import Array, DynamicMasks, SegmenterOutputs
 
 SEMANTICS = ("release", "thesis")
-CATEGORY_PRIOR = 0.01
-
-
-def head_levels(pyramid: Sequence[Array]) -> tuple[Array, ...]:
-    """P2..P6 as the head reads them: P2 halved, P6 resized to P5's size.
-
-    So the strides become 8, 8, 16, 32, 32: a grid of 12 cells wants no fewer features than cells.
-    """
-    first, *middle, last = pyramid
-    height, width = middle[-1].shape[1:3]
-    return (downsample_mean_2x(first), *middle, resize_bilinear(last, height, width))
 
 
 class SOLOv2Head(nn.Module):
@@ -38,8 +34,13 @@ class SOLOv2Head(nn.Module):
       num_convs: blocks per tower.
       channels: of the towers.
       kernel_channels: E, numbers per predicted kernel.
+      kernel_coordinates: whether the kernel tower knows where it is (Table 4.4).
       semantics: "release": coordinates join the features before both are resized to the grid;
         "thesis": the features are resized first.
+      deformable: the towers' last convolutions, see `make_tower`.
+      deformable_convs: how many those are.
+      align: how category features come to the grid, see `category_logits`.
+      align_at: likewise.
       dtype: compute type of the towers; logits and kernels come out in float32.
     """
 
@@ -48,7 +49,12 @@ class SOLOv2Head(nn.Module):
     num_convs: int = 4
     channels: int = 512
     kernel_channels: int = 256
+    kernel_coordinates: bool = True
     semantics: str = "release"
+    deformable: str = "none"
+    deformable_convs: int = 1
+    align: Callable = align_interpolate
+    align_at: int = 0
     dtype: Any = None
 
     def setup(self):
@@ -57,48 +63,52 @@ class SOLOv2Head(nn.Module):
             raise InputError(
                 f"head semantics {self.semantics!r} is unknown; use one of {', '.join(SEMANTICS)}"
             )
-        normal = nn.initializers.normal(0.01)
-        prior = nn.initializers.constant(-math.log((1 - CATEGORY_PRIOR) / CATEGORY_PRIOR))
-        self.category_tower = [
-            ConvNormRelu(self.channels, dtype=self.dtype) for _ in range(self.num_convs)
-        ]
-        self.kernel_tower = [
-            ConvNormRelu(self.channels, dtype=self.dtype) for _ in range(self.num_convs)
-        ]
-        self.category_pred = Conv(
-            self.num_classes, kernel_init=normal, bias_init=prior, dtype=self.dtype
-        )
-        self.kernel_pred = Conv(self.kernel_channels, kernel_init=normal, dtype=self.dtype)
+        tower = {
+            "deformable": self.deformable,
+            "deformable_convs": self.deformable_convs,
+            "dtype": self.dtype,
+        }
+        self.category_tower = make_tower(self.num_convs, self.channels, **tower)
+        self.kernel_tower = make_tower(self.num_convs, self.channels, **tower)
+        self.category_pred = make_category_pred(self.num_classes, dtype=self.dtype)
+        self.kernel_pred = Conv(self.kernel_channels, kernel_init=NORMAL, dtype=self.dtype)
 
-    def __call__(self, levels: Sequence[Array]) -> tuple[Array, Array]:
+    def __call__(self, levels: Sequence[Array], mask_features: Sequence[Array]) -> SegmenterOutputs:
         """Predicts for every cell.
 
         Args:
           levels: L feature maps (B, h_l, w_l, C), see `head_levels`.
-
-        Returns:
-          Category logits (B, G, K) and kernels (B, G, E), cells in row-major order per level.
+          mask_features: one map (B, h, w, E) for all levels, or L of them.
         """
-        outputs = [self._level(x, side) for x, side in zip(levels, self.num_grids, strict=True)]
-        categories, kernels = zip(*outputs, strict=True)
-        return jnp.concatenate(categories, axis=1), jnp.concatenate(kernels, axis=1)
-
-    def _level(self, features: Array, side: int) -> tuple[Array, Array]:
-        if self.semantics == "release":
-            kernel_features = resize_bilinear(append_coordinates(features), side, side)
-        else:
-            kernel_features = append_coordinates(resize_bilinear(features, side, side))
-        category_features = kernel_features[..., :-2]
-        for block in self.category_tower:
-            category_features = block(category_features)
-        for block in self.kernel_tower:
-            kernel_features = block(kernel_features)
-        return (
-            _flatten_cells(self.category_pred(category_features)),
-            _flatten_cells(self.kernel_pred(kernel_features)),
+        logits, kernels = [], []
+        for features, side in zip(levels, self.num_grids, strict=True):
+            logits.append(
+                category_logits(
+                    features,
+                    side,
+                    self.category_tower,
+                    self.category_pred,
+                    self.align,
+                    self.align_at,
+                )
+            )
+            kernels.append(self._kernels(features, side))
+        if len(mask_features) == 1:
+            kernels = [jnp.concatenate(kernels, axis=1)]
+        return SegmenterOutputs(
+            category_logits=jnp.concatenate(logits, axis=1),
+            masks=tuple(
+                DynamicMasks(kernels=cells, features=features)
+                for cells, features in zip(kernels, mask_features, strict=True)
+            ),
         )
 
-
-def _flatten_cells(x: Array) -> Array:
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    def _kernels(self, features: Array, side: int) -> Array:
+        coordinates = append_coordinates if self.kernel_coordinates else lambda x: x
+        if self.semantics == "release":
+            features = resize_bilinear(coordinates(features), side, side)
+        else:
+            features = coordinates(resize_bilinear(features, side, side))
+        for block in self.kernel_tower:
+            features = block(features)
+        return flatten_cells(self.kernel_pred(features))

@@ -32,7 +32,20 @@ def coordinate_map(height: int, width: int) -> np.ndarray:
 
 def append_coordinates(features: Array) -> Array:
     """Appends the two coordinate channels: (B, h, w, C) to (B, h, w, C + 2), dtype kept."""
-    batch, height, width, _ = features.shape
-    coords = jnp.asarray(coordinate_map(height, width), features.dtype)
-    coords = jnp.broadcast_to(coords, (batch, height, width, 2))
+    return _append(features, coordinate_map(*features.shape[1:3]))
+
+
+def append_x(features: Array) -> Array:
+    """Appends the x coordinate alone: (B, h, w, C) to (B, h, w, C + 1), dtype kept."""
+    return _append(features, coordinate_map(*features.shape[1:3])[..., :1])
+
+
+def append_y(features: Array) -> Array:
+    """Appends the y coordinate alone: (B, h, w, C) to (B, h, w, C + 1), dtype kept."""
+    return _append(features, coordinate_map(*features.shape[1:3])[..., 1:])
+
+
+def _append(features: Array, coords: np.ndarray) -> Array:
+    shape = (*features.shape[:3], coords.shape[-1])
+    coords = jnp.broadcast_to(jnp.asarray(coords, features.dtype), shape)
     return jnp.concatenate([features, coords], axis=-1)

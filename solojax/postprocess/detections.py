@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 
 from solojax.errors import InputError
 from solojax.ops.boxes import boxes_from_masks
-from solojax.ops.mask_decoding import decode_dynamic, gather_cells
+from solojax.ops.mask_decoding import count_cells, map_size, mask_probabilities
 from solojax.ops.masks import (
     iou_from_intersection,
     mask_area,
@@ -26,8 +27,8 @@ from solojax.ops.masks import (
     pack_masks,
     unpack_masks,
 )
-from solojax.ops.nms import matrix_nms, points_nms
-from solojax.structures import Array, Detections, GridSpec, SegmenterOutputs
+from solojax.ops.nms import fast_nms, hard_nms, matrix_nms, points_nms, soft_nms
+from solojax.structures import Array, Detections, GridSpec, Masks, SegmenterOutputs
 
 CHUNK = 64
 
@@ -42,7 +43,10 @@ class DetectionSettings:
         published code has no such bound; those beyond it are counted in `Detections.overflow`.
       mask_threshold: probability above which a pixel is foreground.
       nms_pre: masks that enter Matrix NMS.
-      nms_kernel: "gaussian" or "linear".
+      nms: "matrix", "soft", "hard" or "fast".
+      nms_threshold: overlap from which hard and fast NMS suppress, and from which soft NMS with
+        the linear kernel decays.
+      nms_kernel: of matrix and soft NMS, "gaussian" or "linear".
       nms_sigma: of the Gaussian kernel, in exp(-sigma iou^2).
       update_threshold: least score that survives Matrix NMS.
       max_detections: detections per image.
@@ -52,6 +56,8 @@ class DetectionSettings:
     max_candidates: int = 1024
     mask_threshold: float = 0.5
     nms_pre: int = 500
+    nms: str = "matrix"
+    nms_threshold: float = 0.5
     nms_kernel: str = "gaussian"
     nms_sigma: float = 2.0
     update_threshold: float = 0.05
@@ -89,34 +95,44 @@ def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSetting
       Detections padded to `settings.max_detections`, score-descending.
     """
     scores, cells, labels, overflow = _candidates(outputs, grid, settings)
-    kernels = gather_cells(outputs.kernels, cells)
-    masks, areas, quality = _candidate_masks(
-        kernels, outputs.mask_features, scores > 0, settings.mask_threshold
-    )
+    packed, areas, quality = _candidate_masks(outputs.masks, cells, scores > 0, settings)
     strides = np.repeat(np.asarray(grid.strides, np.float32), grid.cells_per_level)
     scores = jnp.where(areas > jnp.asarray(strides)[cells], scores * quality, 0.0)
 
     scores, order = jax.lax.top_k(scores, settings.nms_pre)
     pick = functools.partial(_pick, order=order)
-    labels, kernels, masks, areas = map(pick, (labels, kernels, masks, areas))
+    labels, cells, packed, areas = map(pick, (labels, cells, packed, areas))
     valid = scores > 0
-    iou = _packed_iou(masks, areas, valid)
-    scores = matrix_nms(
-        iou, labels, scores, valid, kernel=settings.nms_kernel, sigma=settings.nms_sigma
-    )
+    iou = _packed_iou(packed, areas, valid)
+    scores = _suppress(iou, labels, scores, valid, settings)
 
     scores = jnp.where(scores >= settings.update_threshold, scores, 0.0)
     scores, order = jax.lax.top_k(scores, settings.max_detections)
-    probabilities = jax.nn.sigmoid(decode_dynamic(_pick(kernels, order), outputs.mask_features))
     valid = scores > 0
+    probabilities = _detected_masks(outputs.masks, _pick(cells, order), valid)
     return Detections(
         scores=scores,
         labels=jnp.where(valid, _pick(labels, order), 0),
         boxes=_canvas_boxes(probabilities > settings.mask_threshold, valid),
-        masks=jnp.where(valid[..., None, None], probabilities, 0.0),
+        masks=probabilities,
         valid=valid,
         overflow=overflow,
     )
+
+
+def _suppress(
+    iou: Array, labels: Array, scores: Array, valid: Array, settings: DetectionSettings
+) -> Array:
+    kernel, sigma, threshold = settings.nms_kernel, settings.nms_sigma, settings.nms_threshold
+    methods = {
+        "matrix": functools.partial(matrix_nms, kernel=kernel, sigma=sigma),
+        "soft": functools.partial(soft_nms, kernel=kernel, sigma=1.0 / sigma, threshold=threshold),
+        "hard": functools.partial(hard_nms, threshold=threshold),
+        "fast": functools.partial(fast_nms, threshold=threshold),
+    }
+    if settings.nms not in methods:
+        raise InputError(f"nms {settings.nms!r} is unknown; use one of {', '.join(methods)}")
+    return methods[settings.nms](iou, labels, scores, valid)
 
 
 def _pick(values: Array, order: Array) -> Array:
@@ -143,24 +159,67 @@ def _candidates(
 
 
 def _candidate_masks(
-    kernels: Array, features: Array, valid: Array, threshold: float
+    masks: tuple[Masks, ...], cells: Array, valid: Array, settings: DetectionSettings
 ) -> tuple[Array, Array, Array]:
     """Packed binary masks (B, M, h, w/8), areas (B, M) and maskness (B, M) of the candidates."""
-    height, width = features.shape[1:3]
-    batch, count = kernels.shape[:2]
+    height, width = map_size(masks[0])
+    shape = cells.shape
 
-    def chunk_masks(start, size):
-        part = jax.lax.dynamic_slice_in_dim(kernels, start, size, axis=1)
-        probabilities = jax.nn.sigmoid(decode_dynamic(part, features))
-        binary = probabilities > threshold
+    def describe(probabilities):
+        binary = probabilities > settings.mask_threshold
         return pack_masks(binary), mask_area(binary), maskness(probabilities, binary)
 
-    empty = (
-        jnp.zeros((batch, count, height, -(-width // 8)), jnp.uint8),
-        jnp.zeros((batch, count), jnp.float32),
-        jnp.zeros((batch, count), jnp.float32),
+    buffers = (
+        jnp.zeros((*shape, height, -(-width // 8)), jnp.uint8),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
     )
-    return _over_chunks(chunk_masks, empty, valid)
+    return _over_groups(describe, masks, cells, valid, buffers)
+
+
+def _detected_masks(masks: tuple[Masks, ...], cells: Array, valid: Array) -> Array:
+    """Mask probabilities (B, M, h, w) of cells, 0 where not valid."""
+    buffers = (jnp.zeros((*cells.shape, *map_size(masks[0])), jnp.float32),)
+    (probabilities,) = _over_groups(
+        lambda x: (x.astype(jnp.float32),), masks, cells, valid, buffers
+    )
+    return probabilities
+
+
+def _over_groups(
+    compute: Callable, masks: tuple[Masks, ...], cells: Array, valid: Array, buffers: tuple
+) -> tuple:
+    """Fills the buffers' axis 1 with `compute` of the valid cells' mask probabilities.
+
+    Every group of masks serves its own cells, at the resolution of the first group. Its members
+    are brought to the front, so that only chunks with members are computed.
+    """
+    size = map_size(masks[0])
+    offset = 0
+    for group in masks:
+        count = count_cells(group)
+        member = valid & (cells >= offset) & (cells < offset + count)
+        order = jnp.argsort(~member, axis=1, stable=True)
+        local = jnp.take_along_axis(cells, order, axis=1) - offset
+
+        def chunk(start, length, group=group, local=local):
+            chosen = jax.lax.dynamic_slice_in_dim(local, start, length, axis=1)
+            # Cells of other groups come along at the end; their values are not used.
+            chosen = jnp.clip(chosen, 0, count_cells(group) - 1)
+            return compute(mask_probabilities(group, chosen, size))
+
+        filled = _over_chunks(chunk, buffers, jnp.take_along_axis(member, order, axis=1))
+        rank = jnp.argsort(order, axis=1)
+        buffers = tuple(
+            jnp.where(_expand(member, new.ndim), _pick(new, rank), old)
+            for new, old in zip(filled, buffers, strict=True)
+        )
+        offset += count
+    return buffers
+
+
+def _expand(rows: Array, ndim: int) -> Array:
+    return rows.reshape(rows.shape + (1,) * (ndim - rows.ndim))
 
 
 def _packed_iou(masks: Array, areas: Array, valid: Array) -> Array:

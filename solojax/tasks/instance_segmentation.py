@@ -6,15 +6,13 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from solojax.errors import InputError
-from solojax.losses.dice import dice_loss
 from solojax.losses.focal import category_focal_loss
 from solojax.models.resnet import is_frozen
 from solojax.ops.images import normalize_image
-from solojax.ops.mask_decoding import decode_dynamic, gather_cells
+from solojax.ops.mask_decoding import count_cells, map_size
 from solojax.ops.masks import unpack_masks
 from solojax.postprocess.detections import DetectionSettings, detect
 from solojax.structures import (
@@ -23,28 +21,35 @@ from solojax.structures import (
     Detections,
     GridSpec,
     GridTargets,
+    Instances,
+    Masks,
     PyTree,
     SegmenterOutputs,
 )
 from solojax.targets.grid import grid_targets
+from solojax.targets.pairs import Pairs, group_pairs, last_claims
+from solojax.tasks.mask_losses import DiceLoss, MaskLoss
 
 
 @dataclasses.dataclass(frozen=True)
 class InstanceSegmentation:
-    """SOLOv2 as a task; see `solojax.tasks` for the functions.
+    """SOLO, Decoupled SOLO or SOLOv2 as a task; see `solojax.tasks` for the functions.
 
     Attributes:
       model: images to SegmenterOutputs.
       grid: the levels that targets and post-processing share with the model.
       num_classes: K.
       max_positives: P, positive pairs per image.
+      one_mask_per_cell: an object that claims another's cell takes its mask too (SOLO, Decoupled
+        SOLO); otherwise the cell learns both masks (SOLOv2).
       pixel_mean: RGB, in [0, 255].
       pixel_std: RGB.
-      mask_weight: of the Dice loss (lambda of equation 4.2).
+      mask_loss: (masks, cells (B, P), wanted (B, P, h, w)) to a loss (B, P) for each mask, see
+        `solojax.tasks.mask_losses`.
+      mask_weight: of the mask loss (lambda of equation 4.2).
       category_weight: of the focal loss.
       focal_alpha: of the focal loss.
       focal_gamma: of the focal loss.
-      dice_epsilon: see `dice_loss`.
       loss_group_images: images over which the losses are averaged before the mean over groups;
         None is the global batch. The published code averages per GPU of 2 images.
       frozen_stages: of the backbone, whose parameters do not train.
@@ -57,13 +62,14 @@ class InstanceSegmentation:
     grid: GridSpec
     num_classes: int
     max_positives: int = 512
+    one_mask_per_cell: bool = False
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mask_loss: MaskLoss = DiceLoss()
     mask_weight: float = 3.0
     category_weight: float = 1.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    dice_epsilon: float = 1e-3
     loss_group_images: int | None = None
     frozen_stages: int = -1
     train_norm_affine: bool = True
@@ -79,7 +85,8 @@ class InstanceSegmentation:
         instances = batch.instances
         instances = instances.replace(valid=instances.valid & batch.valid[:, None])
         canvas = batch.image.shape[1:3]
-        return grid_targets(instances, self.grid, canvas, self.num_classes, self.max_positives)
+        targets = grid_targets(instances, self.grid, canvas, self.num_classes, self.max_positives)
+        return last_claims(targets) if self.one_mask_per_cell else targets
 
     def row_weights(self, batch: Batch) -> dict[str, Array]:
         """What the rows' loss sums are multiplied by: {"mask": (B,), "category": (B,)}.
@@ -104,7 +111,7 @@ class InstanceSegmentation:
     def loss_fn(
         self, params: PyTree, state: Any, batch: Batch, rng: Array, weights: dict[str, Array]
     ) -> tuple[Array, tuple[dict, dict]]:
-        """Weighted focal and Dice losses (equation 4.2), summed over the rows.
+        """Weighted category and mask losses (equation 4.2), summed over the rows.
 
         Args:
           params: parameters of the network.
@@ -169,17 +176,24 @@ class InstanceSegmentation:
         return outputs, updated.get("batch_stats", batch_stats)
 
     def _mask_loss(self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch) -> Array:
-        """Dice loss of every image's positive pairs, summed: (B,)."""
-        kernels = gather_cells(outputs.kernels, targets.cells)
-        probabilities = jax.nn.sigmoid(decode_dynamic(kernels, outputs.mask_features))
+        """Mask loss of every image's positive pairs, summed: (B,)."""
+        offset, total = 0, 0.0
+        for masks in outputs.masks:
+            count = count_cells(masks)
+            limit = count if self.one_mask_per_cell else self.max_positives
+            pairs = group_pairs(targets, offset, count, limit)
+            total += self._group_mask_loss(masks, pairs, batch)
+            offset += count
+        return total
+
+    def _group_mask_loss(self, masks: Masks, pairs: Pairs, batch: Batch) -> Array:
+        """Mask losses of one group's pairs, summed: (B,)."""
         # The masks stay packed until they are used, so that P of them cost an eighth of a byte a
         # pixel and the unpacking fuses into the sums.
-        packed = jnp.take_along_axis(
-            batch.instances.masks, targets.instances[:, :, None, None], axis=1
-        )
-        wanted = unpack_masks(packed, probabilities.shape[-1])
-        dice = dice_loss(probabilities, wanted, epsilon=self.dice_epsilon)
-        return jnp.sum(jnp.where(targets.valid, dice, 0.0), axis=1)
+        truth = packed_masks(batch.instances, batch.image.shape[1], map_size(masks)[0])
+        packed = jnp.take_along_axis(truth, pairs.instances[:, :, None, None], axis=1)
+        losses = self.mask_loss(masks, pairs.cells, unpack_masks(packed, map_size(masks)[1]))
+        return jnp.sum(jnp.where(pairs.valid, losses, 0.0), axis=1)
 
     def _category_loss(
         self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch
@@ -194,6 +208,21 @@ class InstanceSegmentation:
         # The values are float32; in float64 their sums must not depend on who adds which rows.
         dtype = jnp.promote_types(outputs.category_logits.dtype, focal.dtype)
         return jnp.where(batch.valid, jnp.sum(focal, axis=(1, 2), dtype=dtype), 0.0)
+
+
+def packed_masks(instances: Instances, height: int, map_height: int) -> Array:
+    """The bit-packed masks (B, N, h, w / 8) of the resolution at which a canvas has h rows.
+
+    Raises:
+      InputError: the batch does not bring masks of that resolution.
+    """
+    for masks in (instances.masks, *instances.coarse_masks):
+        if masks.shape[2] == map_height:
+            return masks
+    raise InputError(
+        f"masks are predicted with {map_height} rows for a canvas of {height}, and the batch has "
+        f"no such ground truth; list the scale {height / map_height:g} in data.mask_scales"
+    )
 
 
 def _group_reciprocal(count: Array, size: int, offset: float) -> Array:

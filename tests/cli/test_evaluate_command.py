@@ -197,7 +197,9 @@ def test_bad_flags(words, parts):
 def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "file.bin").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    refusal(call("evaluate", "--checkpoint", tmp_path / "file.bin"), "file.bin is a file")
+    refusal(
+        call("evaluate", "--checkpoint", tmp_path / "file.bin"), "file.bin", "no format of weights"
+    )
     refusal(call("evaluate", "--checkpoint", tmp_path / "folder"), "no checkpoint in", "folder")
 
 

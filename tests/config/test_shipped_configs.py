@@ -11,7 +11,7 @@ from helpers import tiny_run
 from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
 from helpers.tiny_run import write_data
 
-from solojax.build import build_optimizer, build_task
+from solojax.build import build_optimizer, build_task, coarse_factors
 from solojax.config import (
     from_json,
     load_config,
@@ -31,11 +31,22 @@ from solojax.training import run_training
 SPECS = [
     *(f"configs/solov2.py:{depth},{x}" for depth in ("r18", "r34", "r50", "r101") for x in "13"),
     "configs/solov2.py",
+    "configs/solov2.py:6x",
     "configs/solov2.py:mushrooms",
     "configs/solov2.py:fruits_nuts",
+    "configs/solov2.py:dcn,r101",
+    "configs/solov2.py:dcn,x101",
+    *(f"configs/solov2.py:light448,{depth}" for depth in ("r18", "r34", "r50")),
+    "configs/solov2.py:light512,dcn",
+    *(f"configs/solo.py:{head},{x}" for head in ("solo", "decoupled", "light") for x in "136"),
+    "configs/solo.py",
+    "configs/solo.py:512,6x",
+    "configs/solo.py:r101",
+    "configs/solo.py:decoupled,dcn,r101,6x",
+    "configs/solo.py:light,dcn",
     "configs/quickstart.py",
 ]
-SPECS = [spec + "x" if spec[-1] in "13" else spec for spec in SPECS]
+SPECS = [spec + "x" if spec[-2:] in (",1", ",3", ",6") else spec for spec in SPECS]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -86,7 +97,8 @@ def shapes_of_step(text: str):
     config = from_json(text)
     task = build_task(config, 80)
     optimizer, schedule = build_optimizer(config, 1000)
-    batch = stack_examples([empty_example((800, 1344), config.data.max_instances)] * 2)
+    row = empty_example((800, 1344), config.data.max_instances, coarse_factors(config))
+    batch = stack_examples([row] * 2)
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: create_state(task, optimizer, key, batch), key)
     return state, *jax.eval_shape(make_train_step(task, optimizer, schedule=schedule), state, batch)
@@ -115,7 +127,14 @@ def test_the_whole_training_step_of_every_variant_has_the_right_shapes(spec):
     head = before.params["head"]
     channels, kernels = config.model.head.channels, config.model.mask_features.out_channels
     assert head["category_pred"]["kernel"].shape == (3, 3, channels, 80)
-    assert head["kernel_pred"]["kernel"].shape == (3, 3, channels, kernels)
+    assert f"category_tower_{config.model.head.num_convs - 1}" in head
+    if config.model.head.kind == "solov2":
+        assert head["kernel_pred"]["kernel"].shape == (3, 3, channels, kernels)
+    elif config.model.head.kind == "solo":
+        assert head["mask_pred_0"]["kernel"].shape == (1, 1, channels, 1600)
+    else:
+        assert head["x_pred_0"]["kernel"].shape == head["y_pred_0"]["kernel"].shape
+        assert head["x_pred_0"]["kernel"].shape == (3, 3, channels, 40)
     blocks = [name for name in before.params["backbone"] if name.startswith("layer")]
     assert len(blocks) == {18: 8, 34: 16, 50: 16, 101: 33}[config.model.backbone.depth]
 

@@ -112,6 +112,7 @@ def test_rows_fit_the_batch():
         assert {k: (np.shape(v), np.asarray(v).dtype) for k, v in row.items()} == expected
     fields = {f.name for f in dataclasses.fields(Batch)} - {"instances"}
     fields |= {f.name for f in dataclasses.fields(Instances)} | {"instance_valid"}
+    fields -= {"coarse_masks"}
     assert set(expected) == fields
     assert not any(np.any(value) for value in rows[0].values())
 
@@ -299,3 +300,38 @@ def test_bad_input():
     for canvas in [(64, 72), (40, 64), (0, 64), (-32, 64)]:
         with pytest.raises(InputError, match="positive multiples of 32"):
             empty_example(canvas, 4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_coarse_masks_are_shrunk_from_the_whole_mask(padded):
+    """A mask of 40x56: with padding to 64x64 first, factors divide the sides and it moves."""
+    rng = np.random.default_rng(0)
+    mask = cv2.resize(rng.integers(0, 2, (8, 11), dtype=np.uint8), (WIDTH, HEIGHT))
+    record = record_of(annotate(mask), annotate(mask[:, ::-1].copy()))
+    example = example_of(record, coarse_factors=(8, 16), pad_before_shrinking=padded)
+    source = np.pad(mask, ((0, 24), (0, 8))) if padded else mask
+    for factor, key in ((4, "masks"), (8, "masks/8"), (16, "masks/16")):
+        assert example[key].shape == (4, 64 // factor, -(-96 // factor // 8))
+        found = unpack_masks(example[key], 96 // factor)[0]
+        height, width = (int(side / factor + 0.5) for side in source.shape)
+        expected = cv2.resize(source, (width, height), interpolation=cv2.INTER_LINEAR)
+        assert expected.any() and expected.shape == (height, width)
+        np.testing.assert_array_equal(found[:height, :width], expected)
+        assert not found[height:].any() and not found[:, width:].any()
+        assert not example[key][2:].any()
+    empty = empty_example((64, 96), 4, (8, 16))
+    assert {k: (np.shape(v), np.asarray(v).dtype) for k, v in empty.items()} == {
+        k: (np.shape(v), np.asarray(v).dtype) for k, v in example.items()
+    }
+
+
+def test_the_order_of_padding_and_shrinking_matters_where_sides_do_not_divide():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[5:38, 3:55] = 1
+    record = record_of(annotate(mask))
+    one, other = (
+        example_of(record, coarse_factors=(16,), pad_before_shrinking=padded)
+        for padded in (False, True)
+    )
+    assert (one["masks/16"] != other["masks/16"]).any()
+    np.testing.assert_array_equal(one["masks"], other["masks"])  # 4 divides both sides

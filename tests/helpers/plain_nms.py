@@ -1,4 +1,4 @@
-"""Both kinds of non-maximum suppression as loops over their definitions, in float64."""
+"""Every kind of non-maximum suppression as loops over its definition, in float64."""
 
 from __future__ import annotations
 
@@ -43,6 +43,42 @@ def matrix_nms(iou, labels, scores, kernel="gaussian", sigma=2.0):
                 factors.append(decreasing(iou[i][j]) / suppressed)
         decayed.append(scores[j] * min(factors))
     return np.array(decayed)
+
+
+def hard_nms(iou, labels, scores, threshold=0.5):
+    """Takes the best that is left and drops what overlaps it, until nothing is left."""
+    kept, left = np.zeros(len(scores)), list(range(len(scores)))
+    while left:
+        best = left.pop(0)
+        kept[best] = scores[best]
+        left = [j for j in left if labels[j] != labels[best] or iou[best][j] <= threshold]
+    return kept
+
+
+def soft_nms(iou, labels, scores, kernel="gaussian", sigma=0.5, threshold=0.3):
+    """Takes the best that is left and decays the rest by it, ranked anew, until nothing is left."""
+    scores, left = [float(score) for score in scores], list(range(len(scores)))
+    while left:
+        best = max(left, key=lambda j: scores[j])
+        left.remove(best)
+        for j in left:
+            if labels[j] != labels[best]:
+                continue
+            if kernel == "gaussian":
+                scores[j] *= math.exp(-(iou[best][j] ** 2) / sigma)
+            elif iou[best][j] > threshold:
+                scores[j] *= 1 - iou[best][j]
+    return np.array(scores)
+
+
+def fast_nms(iou, labels, scores, threshold=0.5):
+    """Drops what overlaps any better object of its class, dropped ones included."""
+    kept = np.array(scores, np.float64)
+    for j in range(len(scores)):
+        for i in range(j):
+            if labels[i] == labels[j] and iou[i][j] > threshold:
+                kept[j] = 0
+    return kept
 
 
 def mask_iou(mask_a, mask_b):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers.golden import load_arrays, seeded_state, unpack_bits
+from helpers.outputs import dynamic_outputs
 
 from solojax.data.segmentation import center_of_mass, shrink_mask
 from solojax.interop.adelaidet import import_adelaidet
@@ -16,7 +17,8 @@ from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead
 from solojax.models.resnet import ResNet
 from solojax.models.segmenter import Segmenter
-from solojax.models.solov2_head import SOLOv2Head, head_levels
+from solojax.models.solov2_head import SOLOv2Head
+from solojax.models.towers import head_levels
 from solojax.structures import Batch, GridSpec, Instances, SegmenterOutputs
 from solojax.tasks.instance_segmentation import InstanceSegmentation
 
@@ -148,7 +150,7 @@ def recorded_heads() -> SegmenterOutputs:
         rows = [level.reshape(*level.shape[:2], -1).transpose(0, 2, 1) for level in levels]
         return jnp.asarray(np.concatenate(rows, axis=1))
 
-    return SegmenterOutputs(
+    return dynamic_outputs(
         category_logits=cells("cate_pred"),
         kernels=cells("kernel_pred"),
         mask_features=jnp.asarray(heads["mask_feat"].transpose(0, 2, 3, 1)),

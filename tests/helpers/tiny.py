@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from helpers.outputs import dynamic_outputs
 
 from solojax.models.layers import Conv, ConvNormRelu, backbone_norm
 from solojax.models.resnet import ResidualBlock
 from solojax.ops.coords import append_coordinates
 from solojax.ops.resize import resize_bilinear
-from solojax.structures import Batch, GridSpec, Instances, SegmenterOutputs
+from solojax.structures import Batch, GridSpec, Instances
 from solojax.tasks.instance_segmentation import InstanceSegmentation
 from solojax.train.state import TrainState, split_params
 
@@ -62,7 +63,7 @@ class TinySegmenter(nn.Module):
         levels = [resize_bilinear(x, side, side) for side in GRID.num_grids]
         cells = jnp.concatenate([y.reshape(y.shape[0], 1, -1, y.shape[-1]) for y in levels], 2)
         cells = ConvNormRelu(32, 1, dtype=self.dtype, name="tower")(cells)
-        return SegmenterOutputs(
+        return dynamic_outputs(
             category_logits=Conv(NUM_CLASSES, 1, dtype=self.dtype, name="category")(cells)[:, 0],
             kernels=Conv(32, 1, dtype=self.dtype, name="kernel")(cells)[:, 0],
             mask_features=ConvNormRelu(32, 1, dtype=self.dtype, name="mask_features")(x),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.outputs import dynamic_outputs
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
 
@@ -57,7 +58,7 @@ class NanoNetwork(nn.Module):
             for side in self.num_grids
         ]
         cells = jnp.concatenate([x.reshape(batch, -1, channels) for x in levels], axis=1)
-        return SegmenterOutputs(
+        return dynamic_outputs(
             category_logits=nn.Dense(
                 self.num_classes, bias_init=nn.initializers.constant(-4.6), name="category"
             )(cells),

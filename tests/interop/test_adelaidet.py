@@ -11,12 +11,8 @@ from helpers import small_solov2 as small
 from helpers.golden import load_json, seeded_state
 
 from solojax.errors import InputError
-from solojax.interop.adelaidet import (
-    ADELAIDET,
-    export_adelaidet,
-    flip_stem_channels,
-    import_adelaidet,
-)
+from solojax.interop.adelaidet import ADELAIDET, export_adelaidet, import_adelaidet
+from solojax.interop.stems import flip_stem_channels
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead
 from solojax.models.resnet import ResNet

@@ -18,7 +18,7 @@ def test_the_pyramid_merges_at_the_first_levels_size_in_float64():
     with jax.enable_x64(True):
         head = MaskFeatureHead(channels=32, out_channels=64)
         variables = random_variables(head, PYRAMID, dtype=np.float64)
-        out = quick_jit(head.apply)(variables, PYRAMID)
+        (out,) = quick_jit(head.apply)(variables, PYRAMID)
         expected = plain_network.mask_features(variables, PYRAMID)
         assert out.shape == expected.shape == (2, 16, 24, 64)
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-10 * expected.max())
@@ -27,7 +27,7 @@ def test_the_pyramid_merges_at_the_first_levels_size_in_float64():
 def test_blocks_per_level_and_coordinates_at_the_coarsest_alone():
     pyramid = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in PYRAMID]
     head = MaskFeatureHead(channels=32, out_channels=64, dtype=jnp.bfloat16)
-    out, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), pyramid)
+    (out,), variables = jax.eval_shape(head.init_with_output, jax.random.key(0), pyramid)
     assert out.dtype == jnp.bfloat16
     inputs = {name: p["conv"]["kernel"].shape[2] for name, p in variables["params"].items()}
     assert inputs == {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,22 +23,27 @@ def three_blocks(monkeypatch):
     monkeypatch.setitem(BLOCKS_PER_STAGE, 18, (1, 1, 1))
 
 
-def shapes_of(model, train=False):
+@functools.cache
+def shapes_of(model):
     image = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
-
-    def init(key, x):
-        return model.init_with_output(key, x, train=train)
-
-    return jax.eval_shape(init, jax.random.key(0), image)
+    return jax.eval_shape(model.init_with_output, jax.random.key(0), image)
 
 
 @pytest.mark.parametrize(
-    ("depth", "count"),
+    ("depth", "options", "count"),
     # torchvision's totals without the classifier (513,000 or 2,049,000 of them).
-    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)],
+    [
+        (18, {}, 11_176_512),
+        (34, {}, 21_284_672),
+        (50, {}, 23_508_032),
+        (101, {}, 42_500_160),
+        (152, {}, 58_143_808),
+        (50, {"groups": 32, "base_width": 4}, 22_979_904),
+        (101, {"groups": 64, "base_width": 4}, 81_406_272),
+    ],
 )
-def test_feature_shapes_and_parameter_counts(depth, count):
-    features, variables = shapes_of(ResNet(depth))
+def test_feature_shapes_and_parameter_counts(depth, options, count):
+    features, variables = shapes_of(ResNet(depth, **options))
     channels = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
     assert [f.shape for f in features] == [
         (2, 64 // stride, 96 // stride, c)
@@ -126,9 +133,81 @@ def test_which_parameter_groups_are_frozen():
     assert frozen == {-1: [], 0: list(names[:2]), 1: list(names[:4]), 3: list(names[:6])}
 
 
-def test_an_unknown_depth_is_an_error():
-    with pytest.raises(InputError, match="depth 20.*18"):
-        shapes_of(ResNet(20))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 20}, "depth 20.*18"),
+        ({"depth": 18, "deformable": "v1"}, "depth 18 .*deformable; .*50"),
+        ({"depth": 34, "groups": 32}, "depth 34 .*groups.*50"),
+        ({"depth": 50, "deformable": "v3"}, "'v3'.*none, v1, v2"),
+        ({"depth": 50, "deformable": "v1", "deformable_stages": (2, 5)}, "stage.*1 to 4"),
+    ],
+)
+def test_what_no_network_has_is_an_error(options, message):
+    with pytest.raises(InputError, match=message):
+        shapes_of(ResNet(**options))
+
+
+def test_groups_and_base_width_are_those_of_the_published_resnext():
+    """Width of the 3x3: 4 channels a group in the first stage, twice as many in each next one."""
+    _, variables = shapes_of(ResNet(101, groups=64, base_width=4))
+    params = variables["params"]
+    for stage, channels in enumerate((256, 512, 1024, 2048), start=1):
+        block = params[f"layer{stage}_0"]
+        assert block["conv1"]["kernel"].shape[-1] == channels
+        assert block["conv2"]["kernel"].shape == (3, 3, channels // 64, channels)
+        assert block["conv3"]["kernel"].shape[-2:] == (channels, 256 * 2 ** (stage - 1))
+
+
+def test_a_grouped_bottleneck_convolves_every_group_alone():
+    x = np.random.default_rng(1).normal(size=(2, 6, 8, 12)).astype(np.float32)
+    block = ResidualBlock(32, stride=2, bottleneck=True, groups=4, base_width=16)
+    variables = random_variables(block, x, False, None)
+    kernel = variables["params"]["conv2"]["kernel"]
+    assert kernel.shape == (3, 3, 8, 32)
+    out = quick_jit(block.apply, static_argnums=2)(variables, x, False, None)
+    dense = np.zeros((3, 3, 32, 32), np.float32)
+    for group in range(4):
+        channels = slice(8 * group, 8 * group + 8)
+        dense[:, :, channels, channels] = kernel[..., channels]
+    variables["params"]["conv2"]["kernel"] = dense
+    expected = plain_network.residual_block(variables, x, (1, 2, 1))
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize(("deformable", "channels"), [("v1", 18), ("v2", 27)])
+def test_the_3x3_of_stages_2_to_4_are_deformable(deformable, channels):
+    plain, deformed = (
+        shapes_of(ResNet(50, deformable=kind))[1]["params"] for kind in ("none", deformable)
+    )
+    assert set(plain) == set(deformed)
+    for name, block in deformed.items():
+        convolutions = {key: block[key] for key in ("conv1", "conv2", "conv3") if key in block}
+        has_offset = {key for key, params in convolutions.items() if "offset" in params}
+        is_deformable = name.startswith(("layer2", "layer3", "layer4"))
+        assert has_offset == ({"conv2"} if is_deformable else set())
+        shapes = jax.tree.map(jnp.shape, block)
+        if has_offset:
+            width = shapes["conv2"]["kernel"][2]
+            offset = {"kernel": (3, 3, width, channels), "bias": (channels,)}
+            assert shapes["conv2"].pop("offset") == offset
+        assert shapes == jax.tree.map(jnp.shape, plain[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"stride_in_1x1": True}, {"groups": 2}])
+def test_a_deformable_bottleneck_at_offset_zero_is_an_ordinary_one(options):
+    x = np.random.default_rng(1).normal(size=(2, 6, 8, 12)).astype(np.float32)
+    shared = {"stride": 2, "bottleneck": True} | options
+    deformed = ResidualBlock(16, deformable="v1", **shared)
+    variables = random_variables(deformed, x, False, None)
+    offset = variables["params"]["conv2"]["offset"]
+    variables["params"]["conv2"]["offset"] = jax.tree.map(np.zeros_like, offset)
+    run = {
+        block: quick_jit(block.apply, static_argnums=2)(variables, x, False, None)
+        for block in (deformed, ResidualBlock(16, **shared))
+    }
+    out, expected = run.values()
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * expected.max())
 
 
 @pytest.mark.usefixtures("three_blocks")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import plain_network
+from helpers.outputs import kernels_of, mask_features_of
 from helpers.tiny import quick_jit, random_variables
 
 from solojax.models.fpn import FPN
@@ -46,8 +47,13 @@ def test_the_whole_network_in_float64():
         expected["category_logits"], expected["kernels"] = plain_network.solov2_head(
             part(variables, "head"), levels, NUM_GRIDS, 1
         )
+        read = {
+            "category_logits": lambda x: x.category_logits,
+            "kernels": kernels_of,
+            "mask_features": mask_features_of,
+        }
         for name, plain in expected.items():
-            ours = getattr(outputs, name)
+            ours = read[name](outputs)
             assert ours.dtype == jnp.float64
             np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-10 * np.abs(plain).max())
 
@@ -58,8 +64,8 @@ def test_shapes_and_types_under_bfloat16():
     outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     cells = 64 + 36 + 25 + 16 + 9
     assert outputs.category_logits.shape == (2, cells, 3)
-    assert outputs.kernels.shape == (2, cells, 32)
-    assert outputs.mask_features.shape == (2, 16, 24, 32)
-    assert outputs.category_logits.dtype == outputs.kernels.dtype == jnp.float32
-    assert outputs.mask_features.dtype == jnp.bfloat16
+    assert kernels_of(outputs).shape == (2, cells, 32)
+    assert mask_features_of(outputs).shape == (2, 16, 24, 32)
+    assert outputs.category_logits.dtype == kernels_of(outputs).dtype == jnp.float32
+    assert mask_features_of(outputs).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_network
+from helpers.outputs import kernels_of
 from helpers.tiny import quick_jit, random_variables
 
 from solojax.errors import InputError
-from solojax.models.solov2_head import SOLOv2Head, head_levels
+from solojax.models.solov2_head import SOLOv2Head
+from solojax.models.towers import head_levels
 
 RNG = np.random.default_rng(0)
 NUM_GRIDS = (7, 4, 3)
 LEVELS = [RNG.normal(size=(2, h, w, 5)) for h, w in ((8, 12), (3, 5), (3, 5))]
+
+FEATURES = (RNG.normal(size=(2, 16, 24, 6)),)
 
 
 def make_head(**options):
@@ -39,12 +43,12 @@ def test_levels_are_halved_and_resized():
 def outputs_and_expected(semantics):
     with jax.enable_x64(True):
         head = make_head(semantics=semantics)
-        variables = random_variables(head, LEVELS, dtype=np.float64)
-        outputs = quick_jit(head.apply)(variables, LEVELS)
+        variables = random_variables(head, LEVELS, FEATURES, dtype=np.float64)
+        outputs = quick_jit(head.apply)(variables, LEVELS, FEATURES)
         expected = plain_network.solov2_head(
             variables, LEVELS, NUM_GRIDS, 2, coordinates_first=semantics == "release"
         )
-        return [np.asarray(x) for x in outputs], expected
+        return [np.asarray(outputs.category_logits), np.asarray(kernels_of(outputs))], expected
 
 
 @pytest.mark.parametrize("semantics", ["release", "thesis"])
@@ -64,7 +68,7 @@ def test_the_semantics_differ_in_the_kernels_alone():
 def test_a_fresh_head_gives_every_class_the_prior():
     head = make_head(num_convs=1, num_grids=NUM_GRIDS[2:])
     zeros = [np.zeros(x.shape, np.float32) for x in LEVELS[2:]]
-    variables = quick_jit(head.init)(jax.random.key(0), zeros)
+    variables = quick_jit(head.init)(jax.random.key(0), zeros, FEATURES)
     params = variables["params"]
     prior = 1 / (1 + np.exp(-np.asarray(params["category_pred"]["bias"], np.float64)))
     np.testing.assert_allclose(prior, 0.01, rtol=1e-6)
@@ -77,22 +81,22 @@ def test_a_fresh_head_gives_every_class_the_prior():
     assert params["category_tower_0"]["conv"]["kernel"].shape == (3, 3, 5, 32)
     assert params["kernel_tower_0"]["conv"]["kernel"].shape == (3, 3, 7, 32)
     # Zero features leave GroupNorm at zero, so the bias alone speaks.
-    category, _ = quick_jit(head.apply)(variables, zeros)
-    np.testing.assert_allclose(jax.nn.sigmoid(category), 0.01, rtol=1e-5)
+    outputs = quick_jit(head.apply)(variables, zeros, FEATURES)
+    np.testing.assert_allclose(jax.nn.sigmoid(outputs.category_logits), 0.01, rtol=1e-5)
 
 
 def test_logits_and_kernels_come_out_in_float32_under_bfloat16():
     levels = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in LEVELS]
     head = make_head(dtype=jnp.bfloat16)
-    outputs, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), levels)
-    assert [x.dtype for x in outputs] == [jnp.float32, jnp.float32]
+    outputs, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), levels, FEATURES)
+    assert outputs.category_logits.dtype == kernels_of(outputs).dtype == jnp.float32
 
 
 def test_another_number_of_levels_than_grids_is_an_error():
     with pytest.raises(ValueError, match="zip"):
-        jax.eval_shape(make_head().init, jax.random.key(0), LEVELS[:2])
+        jax.eval_shape(make_head().init, jax.random.key(0), LEVELS[:2], FEATURES)
 
 
 def test_unknown_semantics_are_an_error():
     with pytest.raises(InputError, match="'paper'.*release"):
-        jax.eval_shape(make_head(semantics="paper").init, jax.random.key(0), LEVELS)
+        jax.eval_shape(make_head(semantics="paper").init, jax.random.key(0), LEVELS, FEATURES)

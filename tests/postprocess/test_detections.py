@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_nms
+from helpers.outputs import dynamic_outputs, kernels_of, mask_features_of
 from helpers.plain_layers import sigmoid
 from helpers.tiny import QUICK_COMPILE, assert_same_bits, take_rows
 
 from solojax.errors import InputError
+from solojax.ops.resize import bilinear_weights
 from solojax.postprocess.detections import DetectionSettings, category_scores, detect
-from solojax.structures import GridSpec, SegmenterOutputs
+from solojax.structures import DynamicMasks, GridSpec, SegmenterOutputs
 
 GRID = GridSpec(num_grids=(8, 5, 3), strides=(4, 8, 16), scale_ranges=((1, 9), (5, 20), (10, 50)))
 CLASSES, SIZE = 3, (16, 24)
@@ -49,7 +51,33 @@ def random_outputs(seed=0, rows=2, mean=-2.0) -> SegmenterOutputs:
     np.put_along_axis(kernels, changed, rng.integers(-1, 2, changed.shape), axis=2)
     kernels[..., 0] = rng.choice([-9, -2, -1, 0], kernels.shape[:2]) + 0.5  # so no logit is 0
     logits = rng.normal(mean, 2.0, (rows, GRID.num_cells, CLASSES)).astype(np.float32)
-    return SegmenterOutputs(logits, kernels, features)
+    return dynamic_outputs(logits, kernels, features)
+
+
+def plain_mask(outputs, row, cell):
+    """Mask probabilities of a cell, at the resolution of the first group."""
+    for masks in outputs.masks:
+        count = masks.kernels.shape[1]
+        if cell < count:
+            logits = masks.features[row] @ masks.kernels[row, cell]
+            rows, columns = (bilinear_weights(SIZE[i], logits.shape[i]) for i in range(2))
+            return rows @ sigmoid(logits) @ columns.T
+        cell -= count
+    raise AssertionError("no such cell")
+
+
+def by_level(outputs, shrink=(1, 1, 1)) -> SegmenterOutputs:
+    """The same kernels as a group for each level, over features of 1 / shrink of the size."""
+    (masks,) = outputs.masks
+    groups = []
+    for start, side, factor in zip(GRID.level_offsets, GRID.num_grids, shrink, strict=True):
+        groups.append(
+            DynamicMasks(
+                kernels=masks.kernels[:, start : start + side * side],
+                features=masks.features[:, ::factor, ::factor],
+            )
+        )
+    return outputs.replace(masks=tuple(groups))
 
 
 def detect_by_loop(outputs, row, settings):
@@ -65,20 +93,21 @@ def detect_by_loop(outputs, row, settings):
     overflow = max(len(candidates) - settings.max_candidates, 0)
     scored = []
     for score, cell, label, stride in candidates[: settings.max_candidates]:
-        probabilities = sigmoid(outputs.mask_features[row] @ outputs.kernels[row, cell])
+        probabilities = plain_mask(outputs, row, cell)
         binary = probabilities > settings.mask_threshold
         if binary.sum() > stride:
             scored.append((score * probabilities[binary].mean(), label, probabilities, binary))
     scored.sort(key=lambda candidate: -candidate[0])
     scored = scored[: settings.nms_pre]
     iou = [[plain_nms.mask_iou(a[3], b[3]) for b in scored] for a in scored]
-    decayed = plain_nms.matrix_nms(
-        iou,
-        [candidate[1] for candidate in scored],
-        [candidate[0] for candidate in scored],
-        settings.nms_kernel,
-        settings.nms_sigma,
-    )
+    labels, scores = [candidate[1] for candidate in scored], [candidate[0] for candidate in scored]
+    kernel, sigma, threshold = settings.nms_kernel, settings.nms_sigma, settings.nms_threshold
+    decayed = {
+        "matrix": lambda: plain_nms.matrix_nms(iou, labels, scores, kernel, sigma),
+        "soft": lambda: plain_nms.soft_nms(iou, labels, scores, kernel, 1 / sigma, threshold),
+        "hard": lambda: plain_nms.hard_nms(iou, labels, scores, threshold),
+        "fast": lambda: plain_nms.fast_nms(iou, labels, scores, threshold),
+    }[settings.nms]()
     kept = [
         (score, label, probabilities)
         for score, (_, label, probabilities, _) in zip(decayed, scored, strict=True)
@@ -93,7 +122,7 @@ def check_against_loop(outputs, settings):
     options = () if settings == SETTINGS else tuple(QUICK_COMPILE.items())
     detections = jax.device_get(compiled(settings, options)(outputs))
     counts = []
-    for row in range(outputs.kernels.shape[0]):
+    for row in range(outputs.category_logits.shape[0]):
         expected, overflow, candidates, scored = detect_by_loop(outputs, row, settings)
         count = len(expected)
         counts.append((count, candidates, scored))
@@ -118,6 +147,27 @@ def test_detections_are_the_loop_over_candidates(kernel):
     # The scenes reach what they should: more masks than enter NMS, and scores that fall below.
     assert all(candidates > scored == settings.nms_pre for _, candidates, scored in counts)
     assert any(count < settings.max_detections for count, _, _ in counts)
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard", "fast"])
+def test_other_suppressions(nms):
+    settings = dataclasses.replace(SETTINGS, nms=nms, nms_threshold=0.4)
+    counts = check_against_loop(random_outputs(), settings)
+    assert all(0 < count < scored for count, _, scored in counts)
+
+
+def test_an_unknown_suppression_is_an_error():
+    with pytest.raises(InputError, match="'greedy'.*matrix"):
+        detect(random_outputs(), GRID, DetectionSettings(nms="greedy"))
+
+
+def test_masks_by_level_at_one_resolution_are_the_same_as_all_in_one():
+    outputs = random_outputs(3)
+    assert_same_bits(compiled()(by_level(outputs)), compiled()(outputs))
+
+
+def test_masks_of_coarser_levels_are_resized_to_the_first():
+    check_against_loop(by_level(random_outputs(), (1, 2, 4)), SETTINGS)
 
 
 def test_candidates_beyond_the_maximum_are_counted_and_other_thresholds_apply():
@@ -191,13 +241,17 @@ def test_masks_no_larger_than_the_stride_are_dropped():
             logits[0, offset, level] = 5
             kernels[0, offset, level] = 1
             features[0, level, : stride + extra, level] = 10
-        detections = compiled()(SegmenterOutputs(logits, kernels, features))
+        detections = compiled()(dynamic_outputs(logits, kernels, features))
         assert int(detections.valid.sum()) == 3 * extra
 
 
 def test_bfloat16_features_give_float32_detections():
     outputs = random_outputs(6)
-    low = outputs.replace(mask_features=jnp.asarray(outputs.mask_features, jnp.bfloat16))
+    low = dynamic_outputs(
+        outputs.category_logits,
+        kernels_of(outputs),
+        jnp.asarray(mask_features_of(outputs), jnp.bfloat16),
+    )
     assert jax.eval_shape(compiled(), low) == jax.eval_shape(compiled(), outputs)
 
 

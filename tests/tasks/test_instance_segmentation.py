@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_losses
+from helpers.outputs import kernels_of, mask_features_of
 from helpers.plain_layers import sigmoid
 from helpers.plain_targets import assign
 from helpers.tiny import (
@@ -87,7 +88,8 @@ def test_losses_are_those_of_a_numpy_recomputation():
         cells += np.sum(owner >= 0)
         total += len(pairs)
         for cell, n in pairs[: task.max_positives]:
-            logits = outputs.mask_features[row].astype(np.float64) @ outputs.kernels[row, cell]
+            features = mask_features_of(outputs)[row].astype(np.float64)
+            logits = features @ kernels_of(outputs)[row, cell]
             wanted = np.unpackbits(BATCH.instances.masks[row, n], axis=-1)
             dice.append(plain_losses.dice(sigmoid(logits), wanted))
         for cell, k in np.ndindex(outputs.category_logits.shape[1:]):
