@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from solojax.build import build_eval_batches, first_images, load_val_set
 from solojax.data.coco import CocoDataset
 from solojax.evaluators.coco import CocoEvaluator
+from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.evaluators.results import KINDS, kinds_in_results, load_results
 from solojax.inference import coco_results, evaluation_mesh, predict_batches
 from solojax.structures import PyTree
@@ -103,9 +104,21 @@ def flatten_figures(figures: dict) -> dict[str, float]:
     }
 
 
-def score_file(predictions: Path, annotations: Path, *, backend: str, class_agnostic: bool) -> dict:
-    """The evaluate form of an existing results file; of boxes alone where it has no masks."""
+def score_file(
+    predictions: Path,
+    annotations: Path,
+    *,
+    backend: str,
+    class_agnostic: bool,
+    perfect_masks: bool = False,
+) -> dict:
+    """The evaluate form of an existing results file; of boxes alone where it has no masks.
+
+    `perfect_masks` replaces every mask by the ground-truth mask that it overlaps most.
+    """
     results = load_results(predictions)
+    if perfect_masks:
+        results = replace_masks_with_gt(results, annotations, source=str(predictions))
     evaluator = CocoEvaluator(
         annotations,
         backend=backend,

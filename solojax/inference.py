@@ -129,7 +129,16 @@ class Segmenter:
         Raises:
           InputError: the file cannot be read, or the array is no RGB image.
         """
-        image = image if isinstance(image, np.ndarray) else read_image(image)
+        batch = self.batch_of(image if isinstance(image, np.ndarray) else read_image(image))
+        predictions = [(batch, jax.device_get(self._predict(self.variables, batch)))]
+        return list(coco_results(predictions, [image_id], self.category_ids))
+
+    def batch_of(self, image: np.ndarray) -> Batch:
+        """The batch of one image (H, W, 3) uint8 RGB, resized and padded as the model wants it.
+
+        Raises:
+          InputError: the array is no RGB image.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(
                 f"image: shape {image.shape} of {image.dtype} is no RGB image; give (H, W, 3) uint8"
@@ -143,9 +152,7 @@ class Segmenter:
             max_instances=0,
             image_index=0,
         )
-        batch = stack_examples([example])
-        predictions = [(batch, jax.device_get(self._predict(self.variables, batch)))]
-        return list(coco_results(predictions, [image_id], self.category_ids))
+        return stack_examples([example])
 
 
 def load(

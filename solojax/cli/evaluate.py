@@ -19,7 +19,9 @@ Of a checkpoint, on the validation set of the config it was trained with:
 
 Of a results file that exists already, by whatever made it:
 
-  solojax evaluate --predictions results.json --annotations instances_val2017.json"""
+  solojax evaluate --predictions results.json --annotations instances_val2017.json
+
+How much of the error lies in the masks (thesis Table 3.7): with --replace-masks-with-gt."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--class_agnostic", action="store_true", help="ignore categories altogether"
+    )
+    parser.add_argument(
+        "--replace-masks-with-gt",
+        action="store_true",
+        help="error analysis: every mask becomes the ground-truth mask that it overlaps most",
     )
     parser.add_argument(
         "--backend",
@@ -76,12 +83,14 @@ def _score_file(args: argparse.Namespace) -> dict:
         args.annotations,
         backend=args.backend or "fast",
         class_agnostic=args.class_agnostic,
+        perfect_masks=args.replace_masks_with_gt,
     )
 
 
 def _score_checkpoint(args: argparse.Namespace) -> dict:
     from solojax.build import check_same_classes, load_dataset, load_val_set
     from solojax.evaluation import Evaluation, write_json
+    from solojax.evaluators.error_analysis import replace_masks_with_gt
     from solojax.inference import load
 
     if args.checkpoint is None:
@@ -102,6 +111,8 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
         f"{dataset.annotation_path}"
     )
     results = evaluation.predict(model.variables)
+    if args.replace_masks_with_gt:
+        results = replace_masks_with_gt(results, dataset.annotation_path)
     if args.save_predictions:
         write_json(results, args.save_predictions)
     return evaluation.score(results)

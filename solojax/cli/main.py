@@ -30,6 +30,9 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "evaluate": "mask and box average precision of a checkpoint or of a results file",
     "predict": "find the objects in images, write COCO results and overlays",
+    "visualize": "draw what a network does inside: the masks of all cells of a level",
+    "benchmark": "time the phases of inference and a training step",
+    "info": "parameters, operations and memory of a config's network",
     "convert": "checkpoints of PyTorch in and out, and a proof that the numbers agree",
 }
 

@@ -144,7 +144,7 @@ class InstanceSegmentation:
 
     def forward(self, variables: PyTree, batch: Batch) -> SegmenterOutputs:
         """The network's outputs at inference."""
-        return self.model.apply(variables, self._normalized(batch))
+        return self.model.apply(variables, self.normalized(batch))
 
     def predict(self, variables: PyTree, batch: Batch) -> Detections:
         """Detections of a batch; rows that are not valid have none."""
@@ -160,7 +160,8 @@ class InstanceSegmentation:
             self.train_norm_affine or not is_norm
         )
 
-    def _normalized(self, batch: Batch) -> Array:
+    def normalized(self, batch: Batch) -> Array:
+        """The images as the network reads them, (B, H, W, 3)."""
         return normalize_image(
             batch.image, batch.image_size, self.pixel_mean, self.pixel_std, self.dtype
         )
@@ -168,7 +169,7 @@ class InstanceSegmentation:
     def _forward_train(self, params, batch_stats, batch: Batch):
         outputs, updated = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
-            self._normalized(batch),
+            self.normalized(batch),
             train=True,
             row_mask=batch.valid,
             mutable=["batch_stats"],

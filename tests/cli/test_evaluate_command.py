@@ -15,6 +15,8 @@ from helpers.tiny_run import call, edit_json, refusal, use_nano_network
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from solojax.evaluators.coco import CocoEvaluator
+from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.train.metric_writer import read_metrics
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
@@ -272,3 +274,16 @@ def test_a_full_disk_leaves_the_figures_on_the_screen(finished, evaluated, tmp_p
     assert outcome.out.splitlines()[1].startswith("mask ")
     monkeypatch.undo()
     assert output.read_text() == "before" and list(tmp_path.iterdir()) == [output]
+
+
+def test_perfect_masks_are_scored_as_such(finished, evaluated, tmp_path):
+    """Of a checkpoint and of its saved results alike; the figures are those of replaced results."""
+    words = ["--replace-masks-with-gt", "--output"]
+    call("evaluate", "--checkpoint", finished.workdir, *words, tmp_path / "model.json")
+    annotations = finished.data / "val.json"
+    saved = ["--predictions", evaluated / "results.json", "--annotations", annotations]
+    call("evaluate", *saved, *words, tmp_path / "file.json")
+    replaced = replace_masks_with_gt(read(evaluated / "results.json"), annotations)
+    expected = CocoEvaluator(annotations).run(replaced)
+    assert read(tmp_path / "model.json") == read(tmp_path / "file.json") == expected
+    assert expected["mask"]["AP"] > read(evaluated / "figures.json")["mask"]["AP"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import tiny_run
 from helpers.tiny_config import TOTAL_STEPS, get_config
-from helpers.tiny_run import edit_json, refusal, train, use_nano_network, write_data
+from helpers.tiny_run import edit_json, refusal, train
 
 from solojax.config import from_json
 from solojax.train.checkpoints import load_variables
@@ -22,18 +21,6 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tiny_run.finished_run(tmp_path_factory)
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data")
-
-
-@pytest.fixture
-def nano(monkeypatch):
-    """`train` with a network that compiles at once."""
-    use_nano_network(monkeypatch)
-    return functools.partial(train, config=tiny_run.NANO_CONFIG)
 
 
 def params_of(workdir, step=None):

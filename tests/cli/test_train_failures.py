@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 
 import numpy as np
 import pytest
 from helpers import tiny_run
-from helpers.tiny_run import edit_json, refusal, train, use_nano_network, write_data
+from helpers.tiny_run import edit_json, refusal, train
 
 from solojax.build import build_train_plan, load_train_set
 from solojax.config import load_config
 from solojax.train.metric_writer import MetricWriter, read_metrics
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data")
-
-
-@pytest.fixture
-def nano(monkeypatch):
-    """`train` with a network that compiles at once."""
-    use_nano_network(monkeypatch)
-    return functools.partial(train, config=tiny_run.NANO_CONFIG)
 
 
 def steps_in(folder) -> set[str]:

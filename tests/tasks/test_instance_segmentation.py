@@ -116,7 +116,7 @@ def test_the_network_sees_normalised_pixels_and_zeros_outside():
     for row, (height, width) in enumerate(BATCH.image_size):
         pixels[row, height:] = 0
         pixels[row, :, width:] = 0
-    normalized = quick_jit(task._normalized)
+    normalized = quick_jit(task.normalized)
     seen = normalized(BATCH)
     assert seen.dtype == jnp.float32
     np.testing.assert_allclose(seen, pixels, rtol=0, atol=1e-6)
