@@ -1,0 +1,186 @@
+"""Every ablation of thesis chapters 3 and 4 is a config key that changes what it says."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from helpers.tiny_config import get_config
+
+from solojax.build import build_grid, build_task, coarse_factors
+from solojax.config import apply_overrides, validate
+from solojax.data.loader import stack_examples
+from solojax.data.transforms import empty_example
+from solojax.errors import InputError
+from solojax.tasks.mask_losses import CrossEntropyLoss, DiceLoss, FocalLoss
+
+
+def configured(*overrides):
+    config = get_config()
+    config.model.head.num_convs = 4
+    apply_overrides(config, [f"--config.{override}" for override in overrides])
+    validate(config)
+    return config
+
+
+@functools.cache
+def network(*overrides):
+    """(shapes of the parameters by path, shapes of the outputs) for a batch of 64x96."""
+    config = configured(*overrides)
+    task = build_task(config, 3)
+    batch = stack_examples([empty_example((64, 96), 1, coarse_factors(config))])
+    variables = jax.eval_shape(task.init, jax.random.key(0), batch)
+    outputs = jax.eval_shape(task.forward, variables, batch)
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: leaf.shape for path, leaf in params.items()}, outputs
+
+
+def blocks(params, tower):
+    """The input channels of a tower's blocks."""
+    path = "{}_{}/conv/kernel"
+    return [params[path.format(tower, i)][2] for i in range(4) if path.format(tower, i) in params]
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("kind, added", [("solo", 2), ("decoupled", 1), ("decoupled_light", 2)])
+def test_coordconv_layers(kind, added, number):
+    """Table 3.3."""
+    params, _ = network(f"model.head.kind={kind}", f"model.head.num_coordinate_convs={number}")
+    tower = "head/x_tower" if kind == "decoupled" else "head/mask_tower"
+    assert blocks(params, tower) == [32 + added * (i < number) for i in range(4)]
+    assert blocks(params, "head/category_tower") == [32] * 4
+
+
+@pytest.mark.parametrize("kernel", [0, 1])
+@pytest.mark.parametrize("feature", [False, True])
+def test_coordinates_of_kernels_and_features(kernel, feature):
+    """Table 4.4."""
+    params, _ = network(
+        f"model.head.num_coordinate_convs={kernel}", f"model.mask_features.coordinates={feature}"
+    )
+    assert blocks(params, "head/kernel_tower") == [32 + 2 * kernel, 32, 32, 32]
+    assert params["mask_features/level3_conv0/conv/kernel"][2] == 32 + 2 * feature
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("dice", DiceLoss()), ("focal", FocalLoss()), ("bce", CrossEntropyLoss())]
+)
+def test_mask_losses(name, expected):
+    """Table 3.4, with its weights."""
+    config = configured(f"loss.mask={name}", "loss.mask_weight=20", "loss.mask_positive_weight=2")
+    task = build_task(config, 3)
+    assert task.mask_loss == expected and task.mask_weight == 20
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "decoupled_light"])
+def test_losses_on_logits_are_not_for_products(kind):
+    with pytest.raises(InputError, match="'loss.mask' is 'bce'.*dice"):
+        configured(f"model.head.kind={kind}", "loss.mask=bce")
+
+
+@pytest.mark.parametrize("align", ["interpolate", "adaptive_max_pool", "region_grid"])
+def test_category_alignment(align):
+    """Section 3.3.3."""
+    head = build_task(configured(f"model.head.align={align}"), 3).model.head
+    assert head.align.__name__ == f"align_{align}"
+
+
+@pytest.mark.parametrize("depth", [1, 4, 8])
+def test_head_depth(depth):
+    """Table 3.5."""
+    params, _ = network("model.head.kind=solo", f"model.head.num_convs={depth}")
+    for tower in ("category", "mask"):
+        kernels = [p for p in params if p.startswith(f"head/{tower}_tower") and "conv" in p]
+        assert len(kernels) == depth
+
+
+@pytest.mark.parametrize("size, width", [(1, 32), (1, 64), (3, 32)])
+def test_kernel_shape(size, width):
+    """Table 4.3."""
+    params, outputs = network(
+        f"model.mask_features.kernel_size={size}", f"model.mask_features.out_channels={width}"
+    )
+    (masks,) = outputs.masks
+    assert params["head/kernel_pred/kernel"] == (3, 3, 32, size**2 * width)
+    assert masks.kernels.shape[-1] == size**2 * width and masks.features.shape[-1] == width
+
+
+def test_unified_and_separate_mask_features():
+    """Table 4.5."""
+    _, unified = network()
+    assert [masks.features.shape[1:3] for masks in unified.masks] == [(16, 24)]
+    params, separate = network(
+        "model.mask_features.kind=separate", "model.mask_features.num_convs=3"
+    )
+    sizes = [masks.features.shape[1:3] for masks in separate.masks]
+    assert sizes == [(16, 24), (16, 24), (8, 12), (4, 6), (4, 6)]
+    assert blocks(params, "mask_features/tower") == [34, 32, 32]
+    cells = sum(masks.kernels.shape[1] for masks in separate.masks)
+    assert cells == unified.masks[0].kernels.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["solo", "solov2"])
+def test_a_single_scale(kind):
+    """Table 3.2: one grid on a map of stride 8."""
+    params, outputs = network(
+        f"model.head.kind={kind}",
+        "model.mask_features.kind=separate",
+        "model.neck.kind=single_scale",
+        "model.grid.num_grids=(12,)",
+        "model.grid.strides=(8,)",
+        "model.grid.scale_ranges=((1,2048),)",
+    )
+    assert outputs.category_logits.shape == (1, 144, 3)
+    assert [masks.features.shape[1:3] for masks in outputs.masks] == [(16, 24)]
+    assert {path.split("/")[1] for path in params if path.startswith("neck")} == {
+        "lateral_0", "lateral_1", "lateral_2", "output",
+    }  # fmt: skip
+
+
+def test_a_single_scale_has_no_unified_features():
+    config = configured("model.neck.kind=single_scale")
+    with pytest.raises(InputError, match="separate"):
+        build_task(config, 3)
+
+
+@pytest.mark.parametrize("nms", ["matrix", "soft", "hard", "fast"])
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+def test_suppression(nms, kernel):
+    """Table 4.6."""
+    config = configured(
+        f"evaluation.nms={nms}", f"evaluation.kernel={kernel}", "evaluation.nms_threshold=0.6"
+    )
+    detection = build_task(config, 3).detection
+    assert (detection.nms, detection.nms_kernel, detection.nms_threshold) == (nms, kernel, 0.6)
+
+
+def test_the_size_of_the_centre_region():
+    assert build_grid(configured("model.grid.center_sigma=0.4")).center_sigma == 0.4
+
+
+@pytest.mark.parametrize("semantics", ["release", "thesis"])
+def test_semantics(semantics):
+    head = build_task(configured(f"model.semantics={semantics}"), 3).model.head
+    assert head.semantics == semantics
+
+
+def test_deformable_parts():
+    params, _ = network(
+        "model.backbone.depth=50",
+        "model.backbone.deformable=v2",
+        "model.head.deformable=v2",
+        "model.head.deformable_convs=2",
+        "model.mask_features.deformable=v2",
+        "model.mask_features.deformable_pred=True",
+    )
+    offsets = {path.rpartition("/offset/")[0] for path in params if "/offset/kernel" in path}
+    backbone = {path for path in offsets if path.startswith("backbone")}
+    assert len(backbone) == 4 + 6 + 3 and all(path.endswith("conv2") for path in backbone)
+    towers = {path for path in offsets if path.startswith("head")}
+    assert towers == {f"head/{t}_tower_{i}/conv" for t in ("category", "kernel") for i in (2, 3)}
+    assert len(offsets - backbone - towers) == 1 + 1 + 2 + 3 + 1
+    assert params["mask_features/pred/conv/offset/kernel"] == (1, 1, 32, 3)
+    assert np.isin([params[f"{path}/offset/kernel"][-1] for path in backbone], 27).all()
