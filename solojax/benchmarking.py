@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from solojax.build import build_optimizer, build_task, coarse_factors
+from solojax.build import build_optimizer, build_task
+from solojax.build_network import coarse_factors
 from solojax.data.image_io import read_image
 from solojax.data.packing import pack_masks
 from solojax.models.towers import head_levels

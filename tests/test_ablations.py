@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 from helpers.tiny_config import get_config
 
-from solojax.build import build_grid, build_task, coarse_factors
+from solojax.build import build_task
+from solojax.build_network import build_grid, coarse_factors
 from solojax.config import apply_overrides, validate
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_config import get_config
 from helpers.tiny_run import edit_json, write_data
 
-from solojax import build
+from solojax import build, build_network
 from solojax.config import load_config
 from solojax.data.canvas import Buckets
 from solojax.errors import InputError
@@ -29,7 +29,7 @@ def config(tmp_path):
 def test_backbones_have_the_published_number_of_parameters(depth):
     config = load_config("configs/solov2.py")
     config.model.backbone.depth = depth
-    backbone = build.build_model(config, 80).backbone
+    backbone = build_network.build_model(config, 80).backbone
     variables = jax.eval_shape(
         lambda: backbone.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     )
@@ -81,7 +81,7 @@ def test_levels_that_do_not_fit(num_grids, outputs, problem):
     config = load_config("configs/solov2.py")
     config.model.grid.num_grids, config.model.neck.num_outputs = num_grids, outputs
     with pytest.raises(InputError, match=problem):
-        build.build_model(config, 3)
+        build_network.build_model(config, 3)
 
 
 def test_the_plan_follows_the_data(config):

@@ -11,7 +11,8 @@ from helpers import tiny_run
 from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
 from helpers.tiny_run import quick_compile, write_data
 
-from solojax.build import build_optimizer, build_task, coarse_factors
+from solojax.build import build_optimizer, build_task
+from solojax.build_network import coarse_factors
 from solojax.config import (
     from_json,
     load_config,

@@ -20,7 +20,7 @@ from helpers.outputs import dynamic_outputs
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
 
-from solojax.build import build_model
+from solojax.build_network import build_model
 from solojax.cli.main import main
 from solojax.structures import Array, SegmenterOutputs
 

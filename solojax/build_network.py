@@ -1,0 +1,138 @@
+"""From a config to the network that it describes, and what follows from the network's shape."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from solojax.errors import InputError
+from solojax.models.fpn import FPN
+from solojax.models.mask_feature_head import MaskFeatureHead, SeparateMaskFeatures
+from solojax.models.resnet import ResNet
+from solojax.models.segmenter import Segmenter
+from solojax.models.single_scale_neck import SingleScaleNeck
+from solojax.models.solo_head import DecoupledHead, SOLOHead
+from solojax.models.solov2_head import SOLOv2Head
+from solojax.ops.alignment import align_adaptive_max_pool, align_interpolate, align_region_grid
+from solojax.structures import GridSpec
+
+NUM_MASK_LEVELS = 4  # of the pyramid, that the unified mask features merge
+ALIGNMENTS = {
+    "interpolate": align_interpolate,
+    "adaptive_max_pool": align_adaptive_max_pool,
+    "region_grid": align_region_grid,
+}
+
+
+def build_grid(config: ConfigDict) -> GridSpec:
+    """The GridSpec of `config.model.grid`."""
+    return GridSpec(**config.model.grid.to_dict())
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
+    """The network of `config.model` for K classes.
+
+    Raises:
+      InputError: the grid has not one level for each level of the pyramid.
+    """
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    _check_levels(model)
+    return Segmenter(
+        backbone=ResNet(
+            depth=model.backbone.depth,
+            width=model.backbone.width,
+            norm=model.backbone.norm,
+            frozen_stages=model.backbone.frozen_stages,
+            stride_in_1x1=model.backbone.stride_in_1x1,
+            groups=model.backbone.groups,
+            base_width=model.backbone.base_width,
+            deformable=model.backbone.deformable,
+            deformable_stages=model.backbone.deformable_stages,
+            remat=config.train.remat,
+            dtype=dtype,
+        ),
+        neck=_build_neck(model, dtype),
+        head=_build_head(model, num_classes, dtype),
+        mask_features=_build_mask_features(model, dtype),
+    )
+
+
+def _build_neck(model: ConfigDict, dtype: jnp.dtype) -> nn.Module:
+    if model.neck.kind == "single_scale":
+        return SingleScaleNeck(channels=model.neck.channels, dtype=dtype)
+    return FPN(channels=model.neck.channels, num_outputs=model.neck.num_outputs, dtype=dtype)
+
+
+def _build_head(model: ConfigDict, num_classes: int, dtype: jnp.dtype) -> nn.Module:
+    head = model.head
+    shared = {
+        "num_classes": num_classes,
+        "num_grids": model.grid.num_grids,
+        "num_convs": head.num_convs,
+        "channels": head.channels,
+        "align": ALIGNMENTS[head.align],
+        "align_at": head.align_at,
+        "deformable": head.deformable,
+        "deformable_convs": head.deformable_convs,
+        "dtype": dtype,
+    }
+    if head.kind == "solov2":
+        return SOLOv2Head(
+            kernel_channels=model.mask_features.out_channels * model.mask_features.kernel_size**2,
+            kernel_coordinates=head.num_coordinate_convs > 0,
+            semantics=model.semantics,
+            **shared,
+        )
+    shared["num_coordinate_convs"] = head.num_coordinate_convs
+    if head.kind == "solo":
+        return SOLOHead(**shared)
+    return DecoupledHead(shared_tower=head.kind == "decoupled_light", **shared)
+
+
+def _build_mask_features(model: ConfigDict, dtype: jnp.dtype) -> nn.Module | None:
+    features = model.mask_features
+    if model.head.kind != "solov2":
+        return None
+    shared = {
+        "channels": features.channels,
+        "out_channels": features.out_channels,
+        "coordinates": features.coordinates,
+        "dtype": dtype,
+    }
+    if features.kind == "separate":
+        return SeparateMaskFeatures(num_convs=features.num_convs, **shared)
+    return MaskFeatureHead(
+        num_levels=NUM_MASK_LEVELS,
+        deformable=features.deformable,
+        deformable_pred=features.deformable_pred,
+        **shared,
+    )
+
+
+def masks_by_level(config: ConfigDict) -> bool:
+    """Whether every level makes masks of its own, at half the level's stride."""
+    model = config.model
+    return model.head.kind != "solov2" or model.mask_features.kind == "separate"
+
+
+def coarse_factors(config: ConfigDict) -> tuple[int, ...]:
+    """The scales 8, 16, ... at which training wants masks besides 1/4."""
+    strides = config.model.grid.strides if masks_by_level(config) else ()
+    return tuple(sorted({stride // 2 for stride in strides} - {4}))
+
+
+def _check_levels(model: ConfigDict) -> None:
+    grid_levels = len(model.grid.num_grids)
+    levels = 1 if model.neck.kind == "single_scale" else model.neck.num_outputs
+    unified = model.head.kind == "solov2" and model.mask_features.kind == "unified"
+    if unified and levels < NUM_MASK_LEVELS:
+        raise InputError(
+            f"config key 'model.neck' gives {levels} levels: unified mask features need "
+            f"{NUM_MASK_LEVELS}; raise num_outputs or take model.mask_features.kind=separate"
+        )
+    if grid_levels != levels:
+        raise InputError(
+            f"config keys 'model.grid' list {grid_levels} levels but 'model.neck' gives {levels}: "
+            "give the grid one entry per level"
+        )
