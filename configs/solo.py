@@ -5,9 +5,10 @@ r"""SOLO and Decoupled SOLO as published.
 
 Heads solo (default), decoupled, light (Decoupled SOLO light, short side 512); backbones r50
 (default), r101; schedules 3x (default), 1x, 6x; convolutions plain (default) or dcn (deformable
-ones in the stages from C3 on); images large (short side 800, default) or 512 (SOLO-512 of Table
-3.6). Everything else is as in configs/solov2.py, but warm-up starts at a third of the rate and
-masks are shrunk after padding, as the published code of SOLO does.
+ones in the stages from C3 on, and at the end of a light head's towers); images large (short side
+800, default) or 512 (SOLO-512 of Table 3.6). Everything else is as in configs/solov2.py, but
+warm-up starts at a third of the rate, and masks are shrunk after padding and dropped below 10
+pixels, as the published code of SOLO does.
 
 COCO, mask AP of the published models, to compare with (this code has not been trained on COCO by
 its authors). Of the published checkpoints on val2017, with milliseconds an image on a V100:
@@ -37,6 +38,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from solojax.config import SCHEDULES, parse_variants, published_config
+from solojax.errors import InputError
 
 # Kind, blocks of a tower.
 _HEADS = {"solo": ("solo", 7), "decoupled": ("decoupled", 7), "light": ("decoupled_light", 4)}
@@ -55,6 +57,8 @@ def get_config(arg: str = "") -> ConfigDict:
         },
     )
     light = chosen["head"] == "light"
+    if light and chosen["size"] == "512":
+        raise InputError("config variant 'light' is for short side 512 already: leave '512' out")
     size = "512" if light else "800"
     config = published_config(chosen["backbone"], chosen["schedule"], size)
     if chosen["size"] == "512" and not light:
@@ -63,7 +67,11 @@ def get_config(arg: str = "") -> ConfigDict:
         config.evaluation.short_side = 512
     config.model.head.kind, config.model.head.num_convs = _HEADS[chosen["head"]]
     config.model.head.channels = 256
-    config.model.backbone.deformable = "v1" if chosen["convolution"] == "dcn" else "none"
+    if chosen["convolution"] == "dcn":
+        config.model.backbone.deformable = "v1"
+        # The light head ends its towers in a deformable layer, the others have none.
+        config.model.head.deformable = "v1" if light else "none"
     config.data.pad_before_shrinking = True
+    config.data.min_mask_area = 10
     config.optimizer.warmup_factor = 1 / 3
     return config

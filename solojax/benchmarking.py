@@ -24,6 +24,7 @@ from solojax.build import build_optimizer, build_task
 from solojax.build_network import coarse_factors
 from solojax.data.image_io import read_image
 from solojax.data.packing import pack_masks
+from solojax.errors import InputError
 from solojax.models.towers import head_levels
 from solojax.ops.nms import matrix_nms
 from solojax.postprocess.detections import category_scores, detect
@@ -145,6 +146,9 @@ def with_candidates(
     """Spreads the category logits and shifts them so that about `count` pass the threshold."""
     logits = jax.random.normal(jax.random.key(1), outputs.category_logits.shape)
     kept = jnp.where(category_scores(logits, task.grid) > 0, logits, -jnp.inf).ravel()
+    most = int(jnp.sum(jnp.isfinite(kept)))
+    if count > most:
+        raise InputError(f"--candidates {count}: the grid has room for {most} at most; give fewer")
     least = task.detection.score_threshold
     shift = math.log(least / (1 - least)) - jax.lax.top_k(kept, count)[0][-1]
     return outputs.replace(category_logits=logits + shift)

@@ -163,6 +163,19 @@ def build_train_plan(config: ConfigDict, dataset: CocoDataset) -> TrainPlan:
     )
 
 
+def train_rows(config: ConfigDict, dataset: CocoDataset) -> TrainRows:
+    """What reads the training rows of a data set."""
+    data = config.data
+    return TrainRows(
+        dataset,
+        data.long_side,
+        data.max_instances,
+        data.min_mask_area,
+        coarse_factors(config),
+        data.pad_before_shrinking,
+    )
+
+
 def build_train_batches(
     config: ConfigDict, dataset: CocoDataset, plan: TrainPlan, total_steps: int, **process
 ) -> Callable[[int], Iterator[Batch]]:
@@ -171,14 +184,7 @@ def build_train_batches(
     `process` is `process_index` and `process_count` of `train_batches`.
     """
     data = config.data
-    rows = TrainRows(
-        dataset,
-        data.long_side,
-        data.max_instances,
-        data.min_mask_area,
-        coarse_factors(config),
-        data.pad_before_shrinking,
-    )
+    rows = train_rows(config, dataset)
 
     def make_batches(start_step: int) -> Iterator[Batch]:
         return train_batches(

@@ -110,15 +110,22 @@ def _build_mask_features(model: ConfigDict, dtype: jnp.dtype) -> nn.Module | Non
     )
 
 
-def masks_by_level(config: ConfigDict) -> bool:
+def _strides(levels: int) -> tuple[int, ...]:
+    """Pixels per feature cell of the head's levels: P2 is halved, the last takes the one before."""
+    if levels == 1:
+        return (8,)
+    strides = [4 * 2**level for level in range(levels)]
+    return (8, *strides[1:-1], strides[-2])
+
+
+def masks_by_level(model: ConfigDict) -> bool:
     """Whether every level makes masks of its own, at half the level's stride."""
-    model = config.model
     return model.head.kind != "solov2" or model.mask_features.kind == "separate"
 
 
 def coarse_factors(config: ConfigDict) -> tuple[int, ...]:
     """The scales 8, 16, ... at which training wants masks besides 1/4."""
-    strides = config.model.grid.strides if masks_by_level(config) else ()
+    strides = config.model.grid.strides if masks_by_level(config.model) else ()
     return tuple(sorted({stride // 2 for stride in strides} - {4}))
 
 
@@ -130,6 +137,12 @@ def _check_levels(model: ConfigDict) -> None:
         raise InputError(
             f"config key 'model.neck' gives {levels} levels: unified mask features need "
             f"{NUM_MASK_LEVELS}; raise num_outputs or take model.mask_features.kind=separate"
+        )
+    expected = _strides(levels)
+    if grid_levels == levels and masks_by_level(model) and model.grid.strides != expected:
+        raise InputError(
+            f"config key 'model.grid.strides' is {model.grid.strides}: the levels of this network "
+            f"have {expected}, and its masks half of that; give those"
         )
     if grid_levels != levels:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from solojax.config import to_json
 from solojax.config.schema import flatten
 from solojax.errors import InputError
-from solojax.foreign_models import segmenter_of
+from solojax.foreign_models import implied_config, segmenter_of
 from solojax.inference import Segmenter, load
 from solojax.interop.export import SUFFIXES, check_suffix, export_checkpoint, stem_of_settings
 from solojax.interop.layout import Layout
@@ -20,6 +21,28 @@ from solojax.interop.layouts import layout_named
 from solojax.interop.load import ForeignCheckpoint, open_checkpoint
 from solojax.interop.stems import TORCHVISION
 from solojax.train.checkpoints import Checkpointer
+
+# Beginnings of the keys that shape the results and leave no trace in the weights.
+_NOT_IN_FILES = (
+    "model.semantics",
+    "model.head.align",
+    "model.grid.",
+    "evaluation.short_side",
+    "evaluation.long_side",
+)
+_OTHER_FORMATS = (
+    ".onnx",
+    ".ckpt",
+    ".bin",
+    ".npz",
+    ".h5",
+    ".pb",
+    ".tar",
+    ".msgpack",
+    ".torchscript",
+)
+
+_logger = logging.getLogger(__name__)
 
 
 def open_source(
@@ -65,6 +88,11 @@ def check_target(path: Path, layout: str | None) -> None:
         check_suffix(path)
         if path.is_dir():
             raise InputError(f"--output {path}: this is a folder: give the path of a file")
+    elif path.suffix in _OTHER_FORMATS:
+        raise InputError(
+            f"--output {path}: {path.suffix} files cannot be written: give one of "
+            f"{', '.join(SUFFIXES)}, or a folder"
+        )
     elif not is_file_name(path) and path.is_file():
         raise InputError(f"--output {path}: a file is in the way: give the path of a folder")
 
@@ -89,6 +117,7 @@ def write_file(
     if model is not None:
         stem, names = stem_of_settings(flatten(model.config)), [n for _, n in model.categories]
         export_checkpoint(path, model.variables, chosen, stem=stem, class_names=names)
+        _warn_of_lost_settings(path, model)
     else:
         if found.stem is None:
             raise InputError(
@@ -97,6 +126,21 @@ def write_file(
             )
         export_checkpoint(path, found.variables, chosen, stem=found.stem or TORCHVISION)
     return chosen
+
+
+def _warn_of_lost_settings(path: Path, model: Segmenter) -> None:
+    """Names the settings that matter and that nobody can tell from the file."""
+    found = open_checkpoint(path)
+    if found.is_backbone:
+        return
+    own, implied = flatten(model.config), flatten(implied_config(found))
+    lost = [key for key in own if key.startswith(_NOT_IN_FILES) and own[key] != implied[key]]
+    if lost:
+        _logger.warning(
+            "%s does not tell these settings; give them to whatever reads it: %s",
+            path,
+            ", ".join(f"{key}={own[key]}" for key in lost),
+        )
 
 
 def write_checkpoint(directory: Path, model: Segmenter) -> Path:

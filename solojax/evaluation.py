@@ -43,6 +43,8 @@ class Evaluation:
             backend=config.evaluation.backend,
             class_agnostic=config.evaluation.class_agnostic,
         )
+        self._category_ids = _ids_of_labels(self._dataset, task, config)
+        self._mask_threshold = config.evaluation.mask_threshold
         self._predict = jax.jit(task.predict)
         self._make_batches = build_eval_batches(config, self._dataset)
         self._mesh = evaluation_mesh(config.evaluation.batch_size)
@@ -74,7 +76,9 @@ class Evaluation:
                     overflow += int(np.sum(detections.overflow[batch.valid]))
                     bar.update(int(is_image.sum()))
 
-            results = list(coco_results(counted(), image_ids, self._dataset.category_ids))
+            results = list(
+                coco_results(counted(), image_ids, self._category_ids, self._mask_threshold)
+            )
         if unread:
             _logger.warning(
                 "%d of %d images could not be read: they count as images without detections",
@@ -95,6 +99,13 @@ class Evaluation:
     def run(self, variables: PyTree) -> dict[str, float]:
         """Flat metrics, "mask/AP" and so on, for the training loop."""
         return flatten_figures(self.score(self.predict(variables)))
+
+
+def _ids_of_labels(dataset: CocoDataset, task: Task, config: ConfigDict) -> tuple[int, ...]:
+    """The category id for each of the network's labels; all the first where classes are ignored."""
+    if not config.evaluation.class_agnostic:
+        return tuple(dataset.category_ids)
+    return (dataset.category_ids[0],) * task.num_classes
 
 
 def flatten_figures(figures: dict) -> dict[str, float]:

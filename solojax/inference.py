@@ -58,6 +58,7 @@ def coco_results(
     predictions: Iterable[tuple[Batch, Detections]],
     image_ids: Sequence[int],
     category_ids: Sequence[int],
+    mask_threshold: float,
 ) -> Iterator[dict]:
     """COCO results, masks as RLE at the size of the image file.
 
@@ -65,6 +66,7 @@ def coco_results(
       predictions: from `predict_batches`.
       image_ids: the id of every image of the data set, by `Batch.image_index`.
       category_ids: the id of every contiguous label.
+      mask_threshold: probability above which a pixel is foreground.
     """
     for batch, detections in predictions:
         yield from detections_to_coco_results(
@@ -74,6 +76,7 @@ def coco_results(
             image_valid=batch.valid,
             image_ids=[image_ids[index] for index in batch.image_index],
             category_ids=category_ids,
+            mask_threshold=mask_threshold,
         )
 
 
@@ -131,7 +134,8 @@ class Segmenter:
         """
         batch = self.batch_of(image if isinstance(image, np.ndarray) else read_image(image))
         predictions = [(batch, jax.device_get(self._predict(self.variables, batch)))]
-        return list(coco_results(predictions, [image_id], self.category_ids))
+        threshold = self.config.evaluation.mask_threshold
+        return list(coco_results(predictions, [image_id], self.category_ids, threshold))
 
     def batch_of(self, image: np.ndarray) -> Batch:
         """The batch of one image (H, W, 3) uint8 RGB, resized and padded as the model wants it.
@@ -184,6 +188,11 @@ def load(
     config = kept if config is None else config(kept)
     params = loaded.params if loaded.ema_params is None else loaded.ema_params
     variables = {"params": params, "batch_stats": loaded.batch_stats}
+    if config.model.num_classes not in (None, len(categories)):
+        raise InputError(
+            f"config key 'model.num_classes' is {config.model.num_classes}: checkpoint "
+            f"{loaded.path} has {len(categories)} classes; leave the key out"
+        )
     task = build_task(config, len(categories))
     check_same_network(task, variables, loaded.path)
     evaluation = config.evaluation

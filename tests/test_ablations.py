@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from helpers.tiny_config import get_config
 
-from solojax.build import build_task
+from solojax.build import build_task, train_rows
 from solojax.build_network import build_grid, coarse_factors
 from solojax.config import apply_overrides, validate
 from solojax.data.loader import stack_examples
@@ -67,11 +67,23 @@ def test_coordinates_of_kernels_and_features(kernel, feature):
 
 
 @pytest.mark.parametrize(
-    "name, expected", [("dice", DiceLoss()), ("focal", FocalLoss()), ("bce", CrossEntropyLoss())]
+    "name, expected",
+    [
+        ("dice", DiceLoss(epsilon=0.5)),
+        ("focal", FocalLoss(alpha=0.4, gamma=1.5)),
+        ("bce", CrossEntropyLoss(positive_weight=3.0)),
+    ],
 )
 def test_mask_losses(name, expected):
     """Table 3.4, with its weights."""
-    config = configured(f"loss.mask={name}", "loss.mask_weight=20", "loss.mask_positive_weight=2")
+    config = configured(
+        f"loss.mask={name}",
+        "loss.mask_weight=20",
+        "loss.dice_epsilon=0.5",
+        "loss.focal_alpha=0.4",
+        "loss.focal_gamma=1.5",
+        "loss.mask_positive_weight=3",
+    )
     task = build_task(config, 3)
     assert task.mask_loss == expected and task.mask_weight == 20
 
@@ -87,6 +99,11 @@ def test_category_alignment(align):
     """Section 3.3.3."""
     head = build_task(configured(f"model.head.align={align}"), 3).model.head
     assert head.align.__name__ == f"align_{align}"
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_the_place_of_the_alignment(at):
+    assert build_task(configured(f"model.head.align_at={at}"), 3).model.head.align_at == at
 
 
 @pytest.mark.parametrize("depth", [1, 4, 8])
@@ -185,3 +202,43 @@ def test_deformable_parts():
     assert len(offsets - backbone - towers) == 1 + 1 + 2 + 3 + 1
     assert params["mask_features/pred/conv/offset/kernel"] == (1, 1, 32, 3)
     assert np.isin([params[f"{path}/offset/kernel"][-1] for path in backbone], 27).all()
+
+
+@pytest.mark.parametrize(
+    "kind, one", [("solov2", False), ("solo", True), ("decoupled", True), ("decoupled_light", True)]
+)
+def test_a_shared_cell_has_one_mask_but_in_solov2(kind, one):
+    assert build_task(configured(f"model.head.kind={kind}"), 3).one_mask_per_cell is one
+
+
+def test_what_detection_and_training_rows_are_told():
+    config = configured(
+        "evaluation.mask_threshold=0.7", "data.pad_before_shrinking=True", "data.min_mask_area=7"
+    )
+    assert build_task(config, 3).detection.mask_threshold == 0.7
+    rows = train_rows(config, None)
+    assert (rows.pad_before_shrinking, rows.min_mask_area) == (True, 7)
+
+
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["model.head.num_coordinate_convs=2"], "num_coordinate_convs"),
+        (["model.head.kind=solo", "model.semantics=thesis"], "model.semantics"),
+        (
+            ["model.mask_features.kind=separate", "model.mask_features.deformable=v1"],
+            "mask_features.deformable",
+        ),
+        (["model.neck.num_outputs=3"], "model.neck.num_outputs"),
+    ],
+)
+def test_what_a_network_would_ignore_is_refused(overrides, part):
+    with pytest.raises(InputError, match=part):
+        configured(*overrides)
+
+
+@pytest.mark.parametrize("strides", ["(8,8,16,32,1)", "(8,8,16,16,16)", "(8,8,16,32,64)"])
+def test_strides_that_are_not_the_networks(strides):
+    config = configured("model.head.kind=solo", f"model.grid.strides={strides}")
+    with pytest.raises(InputError, match=r"model.grid.strides.*\(8, 8, 16, 32, 32\)"):
+        build_task(config, 3)

@@ -92,6 +92,7 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     from solojax.evaluation import Evaluation, write_json
     from solojax.evaluators.error_analysis import replace_masks_with_gt
     from solojax.inference import load
+    from solojax.interop.published import unnamed_classes
 
     if args.checkpoint is None:
         raise InputError("give --checkpoint, or --predictions and --annotations")
@@ -103,8 +104,13 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
         config.evaluation.backend = args.backend
     config.evaluation.class_agnostic |= args.class_agnostic
     dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
-    if not config.evaluation.class_agnostic:
-        check_same_classes(tuple(name for _, name in model.categories), dataset)
+    names = tuple(name for _, name in model.categories)
+    if config.evaluation.class_agnostic:
+        pass
+    elif names == unnamed_classes(len(names)) and len(names) == len(dataset.category_names):
+        print("the checkpoint does not name its classes: they are taken in the data set's order")
+    else:
+        check_same_classes(names, dataset)
     evaluation = Evaluation(model.task, config, dataset)
     print(
         f"step {model.step} of {args.checkpoint} on {evaluation.num_images} images of "

@@ -37,6 +37,7 @@ VERBS = {
 }
 
 _BAD_INPUT = 2
+_LONGEST = 4000  # characters of a message
 _INTERRUPTED = 130
 _ADVICE = {
     errno.ENOSPC: "free some space or give another folder",
@@ -77,8 +78,15 @@ def _report(message: str, code: int, argv: list[str]) -> int:
         traceback.print_exc()
     verb = next(iter(_without_debug(argv)), None)
     name = f"solojax {verb}" if verb in VERBS else "solojax"
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {_one_line(message)}", file=sys.stderr)
     return code
+
+
+def _one_line(message: str) -> str:
+    """A message fit for a terminal: names out of broken files may hold anything."""
+    words = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def _run(argv: list[str]) -> int:

@@ -67,7 +67,7 @@ def _model() -> ConfigDict:
     # fpn (a pyramid) | single_scale (C3 to C5 merged at stride 8, for a grid of one level).
     model.neck.kind = "fpn"
     model.neck.channels = 256
-    # P2 and up, of the FPN. The head takes as many levels as model.grid lists.
+    # P2 and up, of the FPN: 4 or more, as many as model.grid lists.
     model.neck.num_outputs = 5
 
     model.head = ConfigDict()

@@ -142,6 +142,7 @@ def _check_model(model: ConfigDict) -> None:
             raise _error(path, channels, f"give a multiple of {_GROUP_NORM_GROUPS}, for GroupNorm")
     _check_tuple("model.pixel_mean", model.pixel_mean, float, 3, above=-math.inf)
     _check_tuple("model.pixel_std", model.pixel_std, float, 3)
+    _check_unused(model)
     stages = model.backbone.deformable_stages
     _check_tuple("model.backbone.deformable_stages", stages, int)
     if max(stages) > 4:
@@ -155,6 +156,25 @@ def _check_model(model: ConfigDict) -> None:
         _check_tuple(path, low_high, float, 2)
         if low_high[0] > low_high[1]:
             raise _error(path, low_high, "the first must not be above the second")
+
+
+def _check_unused(model: ConfigDict) -> None:
+    """Refuses values that the chosen network would ignore."""
+    head, features = model.head, model.mask_features
+    if head.kind == "solov2" and head.num_coordinate_convs > 1:
+        raise _error(
+            "model.head.num_coordinate_convs",
+            head.num_coordinate_convs,
+            "the kernels of solov2 get coordinates (1) or none (0)",
+        )
+    if head.kind != "solov2" and model.semantics != "release":
+        raise _error("model.semantics", model.semantics, f"{head.kind} has one form, give release")
+    if features.kind == "separate" and features.deformable != "none":
+        raise _error(
+            "model.mask_features.deformable", features.deformable, "separate towers have none"
+        )
+    if model.neck.kind == "fpn" and model.neck.num_outputs < 4:
+        raise _error("model.neck.num_outputs", model.neck.num_outputs, "give 4 or more")
 
 
 def _check_mask_loss(config: ConfigDict) -> None:

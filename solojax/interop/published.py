@@ -82,4 +82,9 @@ def categories_of(
         # Its class-agnostic head has a second output that no object is of.
         rest = [f"unused {index}" for index in range(1, num_classes)]
         return tuple(enumerate(["object", *rest], start=1))
-    return tuple((index, f"class {index}") for index in range(1, num_classes + 1))
+    return tuple(enumerate(unnamed_classes(num_classes), start=1))
+
+
+def unnamed_classes(num_classes: int) -> tuple[str, ...]:
+    """What classes are called that a file does not name."""
+    return tuple(f"class {index}" for index in range(1, num_classes + 1))

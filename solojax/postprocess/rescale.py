@@ -1,8 +1,8 @@
 """Mask probabilities at 1/4 scale -> binary masks of the original image -> COCO results.
 
 NumPy on the host. The order is the published one: probabilities are upsampled x4 to the canvas,
-cropped to the valid part, resized to the original size, and only then compared with 0.5 (the
-threshold is thesis 4.2.1, Learning and Inference; the order is the SOLOv2 release's). Both resizes
+cropped to the valid part, resized to the original size, and only then compared with the threshold
+(0.5 in thesis 4.2.1, Learning and Inference; the order is the SOLOv2 release's). Both resizes
 are bilinear with half-pixel centres, edges clamped, no corner alignment and no anti-aliasing. The
 factor is always 4: the published code derives it from the unpadded image, and crops wrongly where
 an image is much smaller than its canvas.
@@ -23,11 +23,13 @@ from solojax.errors import InputError
 from solojax.structures import Detections
 
 _STRIDE = 4
-_THRESHOLD = 0.5
 
 
 def resize_masks(
-    probabilities: np.ndarray, image_size: Sequence[int], original_size: Sequence[int]
+    probabilities: np.ndarray,
+    image_size: Sequence[int],
+    original_size: Sequence[int],
+    threshold: float = 0.5,
 ) -> np.ndarray:
     """Binary masks at the original size, from probabilities at 1/4 of the canvas.
 
@@ -35,6 +37,7 @@ def resize_masks(
       probabilities: (M, h, w) float32 in [0, 1]; the canvas is (4h, 4w).
       image_size: (height, width) of the valid part of the canvas, in pixels.
       original_size: (height, width) of the file, H0 and W0.
+      threshold: probability above which a pixel is foreground.
 
     Returns:
       (M, H0, W0) uint8 of 0 and 1. Every mask is laid out column by column (a transposed view of
@@ -43,7 +46,7 @@ def resize_masks(
     Raises:
       InputError: the sizes do not fit together.
     """
-    resizer = _MaskResizer(probabilities.shape[1:], image_size, original_size)
+    resizer = _MaskResizer(probabilities.shape[1:], image_size, original_size, threshold)
     height, width = resizer.original_size
     transposed = np.zeros((len(probabilities), width, height), np.uint8)
     for mask, out in zip(probabilities, transposed, strict=True):
@@ -66,6 +69,7 @@ def to_coco_results(
     original_size: Sequence[int],
     image_id: int,
     category_ids: Sequence[int],
+    mask_threshold: float = 0.5,
     drop_empty: bool = False,
 ) -> list[dict]:
     """COCO results of one image, in the order given, holding one full-size mask at a time.
@@ -83,6 +87,7 @@ def to_coco_results(
       original_size: (height, width) of the file.
       image_id: the image's id in the annotation file.
       category_ids: contiguous class index -> category id of the annotation file.
+      mask_threshold: probability above which a pixel is foreground.
       drop_empty: leave out the masks without a pixel.
 
     Returns:
@@ -92,7 +97,7 @@ def to_coco_results(
     Raises:
       InputError: the sizes do not fit together, or a label is no index of `category_ids`.
     """
-    resizer = _MaskResizer(masks.shape[1:], image_size, original_size)
+    resizer = _MaskResizer(masks.shape[1:], image_size, original_size, mask_threshold)
     height, width = resizer.original_size
     results = []
     for score, label, mask in zip(scores, labels, masks, strict=True):
@@ -122,6 +127,7 @@ def detections_to_coco_results(
     image_valid: np.ndarray,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
+    mask_threshold: float = 0.5,
     drop_empty: bool = False,
 ) -> list[dict]:
     """`to_coco_results` for a batch: rows with `image_valid` False and invalid slots are skipped.
@@ -133,7 +139,8 @@ def detections_to_coco_results(
       image_valid: (B,) bool, False for padding rows and unreadable images.
       image_ids: B ids of the annotation file; those of skipped rows are not read.
       category_ids: contiguous class index -> category id of the annotation file.
-      drop_empty: as in `to_coco_results`.
+      mask_threshold: as in `to_coco_results`.
+      drop_empty: likewise.
 
     Returns:
       The results of all images in batch order.
@@ -153,6 +160,7 @@ def detections_to_coco_results(
             original_size=original_size[b],
             image_id=image_ids[b],
             category_ids=category_ids,
+            mask_threshold=mask_threshold,
             drop_empty=drop_empty,
         )
     return results
@@ -235,7 +243,8 @@ class _Axis:
 class _MaskResizer:
     """Resizes the masks of one image, each only where it can exceed the threshold."""
 
-    def __init__(self, quarter_size, image_size, original_size):
+    def __init__(self, quarter_size, image_size, original_size, threshold):
+        self._threshold = threshold
         self.original_size = tuple(int(n) for n in original_size)
         image_size = tuple(int(n) for n in image_size)
         canvas = tuple(_STRIDE * n for n in quarter_size)
@@ -255,7 +264,7 @@ class _MaskResizer:
         outputs that read a value above it are computed.
         """
         probabilities = np.asarray(probabilities, np.float32)
-        foreground = probabilities > _THRESHOLD
+        foreground = probabilities > self._threshold
         rows = np.flatnonzero(foreground.any(axis=1))
         if not rows.size:
             return
@@ -268,4 +277,4 @@ class _MaskResizer:
         left, right = self.horizontal.inputs(x0, x1)
         region = self.vertical.apply(probabilities[top:bottom, left:right], y0, y1)
         region = self.horizontal.apply(np.ascontiguousarray(region.T), x0, x1)
-        transposed[x0:x1, y0:y1] = region > _THRESHOLD
+        transposed[x0:x1, y0:y1] = region > self._threshold

@@ -70,6 +70,8 @@ def grid_targets(
     canvas: tuple[int, int],
     num_classes: int,
     max_positives: int,
+    *,
+    one_mask_per_cell: bool = False,
 ) -> GridTargets:
     """Assigns every object to the cells of its centre region on the levels of its scale.
 
@@ -83,6 +85,8 @@ def grid_targets(
       canvas: (H, W) of the padded images.
       num_classes: K.
       max_positives: P, pairs kept per image.
+      one_mask_per_cell: keep of each cell the pair with its last object alone (SOLO, Decoupled
+        SOLO), which takes the earlier one's mask too; otherwise the cell learns both (SOLOv2).
 
     Returns:
       GridTargets; `overflow` counts the pairs beyond P.
@@ -93,6 +97,7 @@ def grid_targets(
         canvas=canvas,
         num_classes=num_classes,
         max_positives=max_positives,
+        one_mask_per_cell=one_mask_per_cell,
     )
     return jax.vmap(per_image)(
         instances.boxes, instances.labels, instances.centers, instances.valid
@@ -150,6 +155,7 @@ def _image_targets(
     canvas: tuple[int, int],
     num_classes: int,
     max_positives: int,
+    one_mask_per_cell: bool,
 ) -> GridTargets:
     levels = [
         _level_cells(boxes, centers, valid, grid, level, canvas) for level in range(grid.num_levels)
@@ -165,6 +171,9 @@ def _image_targets(
     owner = jnp.full(grid.num_cells + 1, -1, jnp.int32).at[claims].max(index)[:-1]
     category = jnp.where(owner >= 0, labels[jnp.maximum(owner, 0)], num_classes)
 
+    if one_mask_per_cell:
+        # Before the pairs are cut to P: the last ones are those that stay.
+        keep = keep & (owner[jnp.clip(cells, 0, grid.num_cells - 1)] == index)
     rank = jnp.cumsum(keep, dtype=jnp.int32) - 1
     slot = jnp.where(keep & (rank < max_positives), rank, max_positives)
     chosen = jnp.zeros(max_positives + 1, jnp.int32)

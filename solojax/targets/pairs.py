@@ -17,12 +17,6 @@ class Pairs:
     valid: Array  # (B, P') bool
 
 
-def last_claims(targets: GridTargets) -> GridTargets:
-    """Targets of which each cell keeps the pair of the last instance that claimed it alone."""
-    owner = jnp.take_along_axis(targets.owner, targets.cells, axis=1)
-    return targets.replace(valid=targets.valid & (targets.instances == owner))
-
-
 def group_pairs(targets: GridTargets, offset: int, count: int, limit: int) -> Pairs:
     """The pairs with cells in offset .. offset + count - 1, in their order.
 

@@ -27,7 +27,7 @@ from solojax.structures import (
     SegmenterOutputs,
 )
 from solojax.targets.grid import grid_targets
-from solojax.targets.pairs import Pairs, group_pairs, last_claims
+from solojax.targets.pairs import Pairs, group_pairs
 from solojax.tasks.mask_losses import DiceLoss, MaskLoss
 
 
@@ -40,8 +40,7 @@ class InstanceSegmentation:
       grid: the levels that targets and post-processing share with the model.
       num_classes: K.
       max_positives: P, positive pairs per image.
-      one_mask_per_cell: an object that claims another's cell takes its mask too (SOLO, Decoupled
-        SOLO); otherwise the cell learns both masks (SOLOv2).
+      one_mask_per_cell: see `grid_targets`.
       pixel_mean: RGB, in [0, 255].
       pixel_std: RGB.
       mask_loss: (masks, cells (B, P), wanted (B, P, h, w)) to a loss (B, P) for each mask, see
@@ -85,8 +84,14 @@ class InstanceSegmentation:
         instances = batch.instances
         instances = instances.replace(valid=instances.valid & batch.valid[:, None])
         canvas = batch.image.shape[1:3]
-        targets = grid_targets(instances, self.grid, canvas, self.num_classes, self.max_positives)
-        return last_claims(targets) if self.one_mask_per_cell else targets
+        return grid_targets(
+            instances,
+            self.grid,
+            canvas,
+            self.num_classes,
+            self.max_positives,
+            one_mask_per_cell=self.one_mask_per_cell,
+        )
 
     def row_weights(self, batch: Batch) -> dict[str, Array]:
         """What the rows' loss sums are multiplied by: {"mask": (B,), "category": (B,)}.
@@ -222,7 +227,8 @@ def packed_masks(instances: Instances, height: int, map_height: int) -> Array:
             return masks
     raise InputError(
         f"masks are predicted with {map_height} rows for a canvas of {height}, and the batch has "
-        f"no such ground truth; list the scale {height / map_height:g} in data.mask_scales"
+        f"no such ground truth (1/4 of the canvas, and half of every model.grid.strides entry "
+        "otherwise); make model.grid.strides those of the network"
     )
 
 

@@ -166,7 +166,7 @@ def test_a_backbone_file_that_cannot_be_read(data, tmp_path):
         ("--config.train.batch_size=6", ["train.batch_size 6", "4 devices"]),
         ("--config.model.grid.num_grids=8,6", ["2 levels", "one entry per level"]),
         ("--config.model.neck.num_outputs=4", ["5 levels", "'model.neck' gives 4"]),
-        ("--config.model.neck.num_outputs=3", ["'model.neck' gives 3"]),
+        ("--config.model.neck.num_outputs=3", ["'model.neck.num_outputs' is 3"]),
         ("--config.evaluation.max_detections=99", ["max_detections 99"]),
         ("--config.train.accumulate_steps=3", ["'train.accumulate_steps' is 3"]),
     ],

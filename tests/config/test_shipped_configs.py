@@ -73,6 +73,20 @@ def test_schedules_of_the_published_runs():
     assert milestone_steps(three, 36 * 7330) == (27 * 7330, 33 * 7330)
 
 
+def test_deformable_parts_of_the_published_models():
+    parts = {}
+    for spec in ("solov2.py:dcn", "solov2.py:light512,dcn", "solo.py:light,dcn", "solo.py:dcn"):
+        model = load_config(f"configs/{spec}").model
+        convs = model.head.deformable_convs if model.head.deformable != "none" else 0
+        parts[spec] = (model.backbone.deformable, convs, model.mask_features.deformable)
+    assert parts == {
+        "solov2.py:dcn": ("v2", 4, "v2"),
+        "solov2.py:light512,dcn": ("v1", 1, "none"),
+        "solo.py:light,dcn": ("v1", 1, "none"),
+        "solo.py:dcn": ("v1", 0, "none"),
+    }
+
+
 def test_the_default_is_r50_3x():
     assert to_json(load_config("configs/solov2.py")) == to_json(
         load_config("configs/solov2.py:3x,r50")

@@ -43,3 +43,16 @@ def test_the_gradient_is_the_derivative_of_the_quotient():
     squares = (p * p).sum((-2, -1), keepdims=True) + (q * q).sum((-2, -1), keepdims=True) + 2e-3
     exact = -2 * q / squares + 4 * overlap * p / squares**2
     np.testing.assert_allclose(gradient, exact, rtol=1e-4, atol=1e-7)
+
+
+def test_without_epsilon_an_empty_mask_of_an_empty_target_has_a_gradient():
+    """Padded pairs are such; a 0 / 0 would spoil the gradient although they are masked out."""
+
+    def loss(logits):
+        dice = dice_loss(jax.nn.sigmoid(logits), jnp.zeros((2, 3, 3)), epsilon=0.0)
+        return jnp.sum(jnp.where(jnp.array([False, True]), dice, 0.0))
+
+    logits = jnp.full((2, 3, 3), -120.0).at[1].set(0.0)
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert value == 1.0
+    assert np.isfinite(gradient).all() and not np.asarray(gradient[0]).any()

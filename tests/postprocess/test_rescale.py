@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from solojax.errors import InputError
+from solojax.ops.resize import bilinear_weights
 from solojax.postprocess.rescale import (
     detections_to_coco_results,
     encode_rle,
@@ -255,3 +256,16 @@ def test_batch_skips_padding():
     assert [r["segmentation"]["size"] for r in results] == [[48, 64], [48, 64], [30, 20]]
     expected = resize_masks(masks[:1], (24, 32), (48, 64))[0]
     assert results[0]["segmentation"] == encode_rle(expected)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+def test_the_threshold_decides_the_pixels(threshold):
+    """At the canvas's own size of one image, beside a resize that is not cut short."""
+    rng = np.random.default_rng(0)
+    masks = rng.uniform(0, 1, (3, 6, 8)).astype(np.float32)
+    found = resize_masks(masks, (24, 32), (24, 32), threshold)
+    rows, columns = (bilinear_weights(4 * n, n, np.float64) for n in (6, 8))
+    smooth = rows @ masks.astype(np.float64) @ columns.T
+    clear = np.abs(smooth - threshold) > 1e-5
+    np.testing.assert_array_equal(found[clear], (smooth > threshold)[clear])
+    assert 0 < found.mean() < 1

@@ -231,6 +231,20 @@ def test_a_later_object_takes_a_shared_cell_and_both_stay_in_the_pairs():
         assert targets.category[0, cell] == 2 and targets.owner[0, cell] == 1
 
 
+def test_with_one_mask_a_cell_the_last_object_keeps_it_and_no_other_needs_room():
+    """Four objects in one place have as many pairs as one, and they are the last one's."""
+    small = ((46.0, 16.0, 54.0, 24.0), 0, (50.0, 20.0), True)
+    alone = jax.device_get(compiled()(as_instances([small])))
+    count = int(alone.valid.sum())
+    scene = as_instances([small] * 4)
+    run = functools.partial(grid_targets, scene, GRID, CANVAS, NUM_CLASSES, one_mask_per_cell=True)
+    targets = jax.device_get(run(max_positives=count))
+    assert targets.overflow[0] == 0 and targets.valid[0].all()
+    np.testing.assert_array_equal(targets.cells[0], alone.cells[0][:count])
+    assert set(targets.instances[0].tolist()) == {3}
+    assert jax.device_get(run(max_positives=count - 1)).overflow[0] == 1
+
+
 def test_no_object_means_background_everywhere():
     targets = jax.device_get(compiled()(as_instances([], padding=5)))
     assert np.all(targets.category == NUM_CLASSES) and np.all(targets.owner == -1)
