@@ -301,7 +301,8 @@ def evaluation_checks(
         batches = build_eval_batches(scaled, dataset, process_index=0, process_count=1)()
         mesh = make_mesh(jax.devices()[:devices])
         predictions = predict_batches(predict, inference_variables(state), batches, mesh)
-        results = list(coco_results(predictions, image_ids, dataset.category_ids))
+        threshold = config.evaluation.mask_threshold
+        results = list(coco_results(predictions, image_ids, dataset.category_ids, threshold))
         files[devices] = json.dumps(results).encode()
         (workdir / f"results_{devices}_devices.json").write_bytes(files[devices])
         # Nothing found would be equal too, and would say nothing.
