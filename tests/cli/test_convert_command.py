@@ -126,3 +126,20 @@ def test_a_layout_without_a_place(network, tmp_path):
     words = ("--checkpoint", network, "--output", path, "--layout", "mmdet-v1-solo")
     refusal(call("convert", *words), "has no place for params/head/kernel")
     assert not path.exists()
+
+
+def test_another_format_is_not_made_a_folder(network, tmp_path):
+    outcome = call("convert", "--checkpoint", network, "--output", tmp_path / "model.onnx")
+    refusal(outcome, ".onnx files cannot be written", ".pth")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_settings_that_a_file_cannot_hold_are_named(network, tmp_path, caplog):
+    words = ["--checkpoint", network, "--config.model.grid.num_grids=20,18,12,8,6"]
+    outcome = call("convert", *words, "--output", tmp_path / "other.pth")
+    assert outcome.code == 0, outcome
+    said = [m for m in caplog.messages if "does not tell these settings" in m]
+    assert len(said) == 1 and "model.grid.num_grids=(20, 18, 12, 8, 6)" in said[0]
+    caplog.clear()
+    call("convert", "--checkpoint", network, "--output", tmp_path / "same.pth")
+    assert not any("does not tell" in message for message in caplog.messages)

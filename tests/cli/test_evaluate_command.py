@@ -145,6 +145,20 @@ def test_other_annotations_other_settings_and_no_classes(nano, tmp_path):
     assert {result["image_id"] for result in read(output)} == {first["id"]}
 
 
+def test_without_classes_the_data_set_may_have_fewer_than_the_model(nano, tmp_path):
+    document = read(nano.data / "val.json")
+    kept = document["categories"][0]["id"]
+    document["categories"] = document["categories"][:1]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = kept
+    (tmp_path / "one.json").write_text(json.dumps(document))
+    others = ["--annotations", tmp_path / "one.json", "--images", nano.data / "images"]
+    words = ["--checkpoint", nano.workdir, *others, "--save_predictions", tmp_path / "r.json"]
+    outcome = call("evaluate", *words, "--class_agnostic")
+    assert outcome.code == 0, outcome
+    assert {result["category_id"] for result in read(tmp_path / "r.json")} == {kept}
+
+
 def test_results_without_masks_are_scored_by_their_boxes(finished, evaluated, tmp_path):
     results = read(evaluated / "results.json")
     for result in results:

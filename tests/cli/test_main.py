@@ -95,6 +95,17 @@ def test_input_error_is_one_line_with_the_verb(verb, capsys):
     assert only_line(capsys) == "solojax fake-verb: a.json entry 3: no bbox\n"
 
 
+def test_what_a_broken_file_says_does_no_harm_to_a_terminal(verb, capsys):
+    def work(args):
+        raise InputError("the name \x1b[2J\x07 of " + 10_000 * "a")
+
+    verb.work = work
+    assert main(GOOD) == 2
+    line = only_line(capsys)
+    assert line.startswith("solojax fake-verb: the name \\x1b[2J\\x07 of aaa")
+    assert line.rstrip("\n").isprintable() and len(line) < 5000
+
+
 @pytest.mark.parametrize("words", [[*GOOD, "--debug"], ["--debug", *GOOD]])
 def test_debug_shows_the_traceback_too(verb, capsys, words):
     def work(args):
