@@ -19,7 +19,6 @@ from solojax.interop.export import SUFFIXES, check_suffix, export_checkpoint, st
 from solojax.interop.layout import Layout
 from solojax.interop.layouts import layout_named
 from solojax.interop.load import ForeignCheckpoint, open_checkpoint
-from solojax.interop.stems import TORCHVISION
 from solojax.train.checkpoints import Checkpointer
 
 # Beginnings of the keys that shape the results and leave no trace in the weights.
@@ -124,7 +123,7 @@ def write_file(
                 f"checkpoint {found.title}: the file does not tell how its stem reads images; add "
                 "--stem msra (BGR, deviation 1, Caffe2's) or --stem torchvision"
             )
-        export_checkpoint(path, found.variables, chosen, stem=found.stem or TORCHVISION)
+        export_checkpoint(path, found.variables, chosen, stem=found.stem)
     return chosen
 
 

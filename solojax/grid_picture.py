@@ -10,7 +10,12 @@ import numpy as np
 
 from solojax.errors import InputError
 from solojax.inference import Segmenter
-from solojax.ops.mask_decoding import count_cells, map_size, mask_probabilities
+from solojax.ops.mask_decoding import (
+    count_cells,
+    groups_with_offsets,
+    map_size,
+    mask_probabilities,
+)
 from solojax.structures import Array, Batch, GridSpec, SegmenterOutputs
 from solojax.visualize.grid import draw_grid_activations
 
@@ -48,12 +53,10 @@ def level_masks(outputs: SegmenterOutputs, grid: GridSpec, level: int) -> Array:
     """Mask probabilities (B, S^2, H/4, W/4) of all cells of a level."""
     first = grid.level_offsets[level]
     wanted = first + jnp.arange(grid.cells_per_level[level])
-    offset = 0
-    for masks in outputs.masks:
-        count = count_cells(masks)
-        if offset <= first < offset + count:
+    for offset, masks in groups_with_offsets(outputs.masks):
+        if offset <= first < offset + count_cells(masks):
             rows = outputs.category_logits.shape[0]
             cells = jnp.tile(wanted - offset, (rows, 1))
             return mask_probabilities(masks, cells, map_size(outputs.masks[0]))
-        offset += count
-    raise InputError(f"the masks cover {offset} cells and not those of level {level}")
+    covered = sum(map(count_cells, outputs.masks))
+    raise InputError(f"the masks cover {covered} cells and not those of level {level}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from solojax.models.layers import Conv
 from solojax.models.towers import (
@@ -58,14 +57,15 @@ class _GridHead(nn.Module):
 
     def __call__(self, levels: Sequence[Array]) -> SegmenterOutputs:
         """Predicts for every cell, from L feature maps (B, h_l, w_l, C), see `head_levels`."""
-        logits = [
-            category_logits(
-                features, side, self.category_tower, self.category_pred, self.align, self.align_at
-            )
-            for features, side in zip(levels, self.num_grids, strict=True)
-        ]
         return SegmenterOutputs(
-            category_logits=jnp.concatenate(logits, axis=1),
+            category_logits=category_logits(
+                levels,
+                self.num_grids,
+                self.category_tower,
+                self.category_pred,
+                self.align,
+                self.align_at,
+            ),
             masks=tuple(self.level_masks(x, level) for level, x in enumerate(levels)),
         )
 

@@ -80,23 +80,21 @@ class SOLOv2Head(nn.Module):
           levels: L feature maps (B, h_l, w_l, C), see `head_levels`.
           mask_features: one map (B, h, w, E) for all levels, or L of them.
         """
-        logits, kernels = [], []
-        for features, side in zip(levels, self.num_grids, strict=True):
-            logits.append(
-                category_logits(
-                    features,
-                    side,
-                    self.category_tower,
-                    self.category_pred,
-                    self.align,
-                    self.align_at,
-                )
-            )
-            kernels.append(self._kernels(features, side))
+        kernels = [
+            self._kernels(features, side)
+            for features, side in zip(levels, self.num_grids, strict=True)
+        ]
         if len(mask_features) == 1:
             kernels = [jnp.concatenate(kernels, axis=1)]
         return SegmenterOutputs(
-            category_logits=jnp.concatenate(logits, axis=1),
+            category_logits=category_logits(
+                levels,
+                self.num_grids,
+                self.category_tower,
+                self.category_pred,
+                self.align,
+                self.align_at,
+            ),
             masks=tuple(
                 DynamicMasks(kernels=cells, features=features)
                 for cells, features in zip(kernels, mask_features, strict=True)

@@ -62,32 +62,40 @@ def make_category_pred(num_classes: int, *, dtype: Any = None) -> Conv:
 
 
 def category_logits(
-    features: Array, side: int, tower: Sequence[Callable], pred: Callable, align: Callable, at: int
+    levels: Sequence[Array],
+    num_grids: Sequence[int],
+    tower: Sequence[Callable],
+    pred: Callable,
+    align: Callable,
+    at: int,
 ) -> Array:
-    """The category branch on one level (thesis 3.2.2).
+    """The category branch, the same on every level (thesis 3.2.2).
 
     Args:
-      features: (B, h, w, C).
-      side: S.
+      levels: L feature maps (B, h_l, w_l, C).
+      num_grids: S of every level.
       tower: its blocks.
       pred: the last convolution.
       align: (features, S) to features on the grid, (B, S, S, C).
       at: blocks that run before the features are aligned.
 
     Returns:
-      (B, S^2, K), cells in row-major order, float32 (float64 for float64 features).
+      (B, G, K), cells in row-major order per level, float32 (float64 for float64 features).
     """
     if not 0 <= at < len(tower):
         raise InputError(
             f"the category branch has {len(tower)} blocks and cannot be aligned to the grid after "
             f"{at}; choose 0 to {len(tower) - 1}"
         )
-    for block in tower[:at]:
-        features = block(features)
-    features = align(features, side)
-    for block in tower[at:]:
-        features = block(features)
-    return flatten_cells(pred(features))
+    logits = []
+    for features, side in zip(levels, num_grids, strict=True):
+        for block in tower[:at]:
+            features = block(features)
+        features = align(features, side)
+        for block in tower[at:]:
+            features = block(features)
+        logits.append(flatten_cells(pred(features)))
+    return jnp.concatenate(logits, axis=1)
 
 
 def flatten_cells(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,14 @@ def decode_dynamic(kernels: Array, features: Array) -> Array:
 def count_cells(masks: Masks) -> int:
     """Number of cells that a group of masks covers."""
     raise TypeError(f"{type(masks).__name__} is no group of masks")
+
+
+def groups_with_offsets(groups: Sequence[Masks]) -> Iterator[tuple[int, Masks]]:
+    """Every group of masks with the number of its first cell."""
+    offset = 0
+    for masks in groups:
+        yield offset, masks
+        offset += count_cells(masks)
 
 
 @functools.singledispatch

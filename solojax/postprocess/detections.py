@@ -18,7 +18,12 @@ import numpy as np
 
 from solojax.errors import InputError
 from solojax.ops.boxes import boxes_from_masks
-from solojax.ops.mask_decoding import count_cells, map_size, mask_probabilities
+from solojax.ops.mask_decoding import (
+    count_cells,
+    groups_with_offsets,
+    map_size,
+    mask_probabilities,
+)
 from solojax.ops.masks import (
     iou_from_intersection,
     mask_area,
@@ -195,8 +200,7 @@ def _over_groups(
     are brought to the front, so that only chunks with members are computed.
     """
     size = map_size(masks[0])
-    offset = 0
-    for group in masks:
+    for offset, group in groups_with_offsets(masks):
         count = count_cells(group)
         member = valid & (cells >= offset) & (cells < offset + count)
         order = jnp.argsort(~member, axis=1, stable=True)
@@ -214,7 +218,6 @@ def _over_groups(
             jnp.where(_expand(member, new.ndim), _pick(new, rank), old)
             for new, old in zip(filled, buffers, strict=True)
         )
-        offset += count
     return buffers
 
 

@@ -12,7 +12,7 @@ from solojax.errors import InputError
 from solojax.losses.focal import category_focal_loss
 from solojax.models.resnet import is_frozen
 from solojax.ops.images import normalize_image
-from solojax.ops.mask_decoding import count_cells, map_size
+from solojax.ops.mask_decoding import count_cells, groups_with_offsets, map_size
 from solojax.ops.masks import unpack_masks
 from solojax.postprocess.detections import DetectionSettings, detect
 from solojax.structures import (
@@ -183,13 +183,12 @@ class InstanceSegmentation:
 
     def _mask_loss(self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch) -> Array:
         """Mask loss of every image's positive pairs, summed: (B,)."""
-        offset, total = 0, 0.0
-        for masks in outputs.masks:
+        total = 0.0
+        for offset, masks in groups_with_offsets(outputs.masks):
             count = count_cells(masks)
             limit = count if self.one_mask_per_cell else self.max_positives
             pairs = group_pairs(targets, offset, count, limit)
             total += self._group_mask_loss(masks, pairs, batch)
-            offset += count
         return total
 
     def _group_mask_loss(self, masks: Masks, pairs: Pairs, batch: Batch) -> Array:
