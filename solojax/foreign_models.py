@@ -6,16 +6,13 @@ import logging
 import os
 from collections.abc import Callable
 
-import jax
 from ml_collections import ConfigDict
 
-from solojax.build import build_task, canvas_policy
+from solojax.build import build_task
 from solojax.config import base_config, validate
 from solojax.config.schema import flatten, known_keys, set_value
-from solojax.data.loader import stack_examples
-from solojax.data.transforms import empty_example
 from solojax.errors import InputError
-from solojax.inference import Segmenter
+from solojax.inference import Segmenter, make_segmenter, variable_shapes
 from solojax.interop.fitting import check_settings
 from solojax.interop.load import (
     ForeignCheckpoint,
@@ -61,19 +58,8 @@ def segmenter_of(
     config = implied if change is None else change(implied)
     check_settings(found.architecture, flatten(config), where=found.title)
     task = build_task(config, len(found.categories))
-    batch = stack_examples([empty_example((64, 64), 0)])
-    expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-    evaluation = config.evaluation
-    return Segmenter(
-        task=task,
-        variables=fit(found, expected),
-        categories=found.categories,
-        short_side=evaluation.short_side,
-        long_side=evaluation.long_side,
-        canvas=canvas_policy(evaluation.canvas, config.data.buckets),
-        config=config,
-        step=0,
-    )
+    variables = fit(found, variable_shapes(task))
+    return make_segmenter(config, task, variables, found.categories, step=0)
 
 
 def implied_config(found: ForeignCheckpoint) -> ConfigDict:

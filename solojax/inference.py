@@ -195,6 +195,17 @@ def load(
         )
     task = build_task(config, len(categories))
     check_same_network(task, variables, loaded.path)
+    return make_segmenter(config, task, variables, categories, loaded.step)
+
+
+def make_segmenter(
+    config: ConfigDict,
+    task: Task,
+    variables: PyTree,
+    categories: tuple[tuple[int, str], ...],
+    step: int,
+) -> Segmenter:
+    """A model of its parts; the image sizes are those of `config.evaluation`."""
     evaluation = config.evaluation
     return Segmenter(
         task=task,
@@ -204,14 +215,19 @@ def load(
         long_side=evaluation.long_side,
         canvas=canvas_policy(evaluation.canvas, config.data.buckets),
         config=config,
-        step=loaded.step,
+        step=step,
     )
+
+
+def variable_shapes(task: Task) -> PyTree:
+    """Shapes and dtypes of a network's variables; nothing is computed."""
+    batch = stack_examples([empty_example((64, 64), 0)])
+    return jax.eval_shape(task.init, jax.random.key(0), batch)
 
 
 def check_same_network(task: Task, variables: PyTree, path: str) -> None:
     """Raises an InputError that names the leaves by which a checkpoint and a network differ."""
-    batch = stack_examples([empty_example((64, 64), 0)])
-    wanted = _leaf_shapes(jax.eval_shape(task.init, jax.random.key(0), batch))
+    wanted = _leaf_shapes(variable_shapes(task))
     found = _leaf_shapes(variables)
     differing = [
         f"{leaf} {found.get(leaf, 'is not')} in it and {wanted.get(leaf, 'not')} here"

@@ -19,7 +19,7 @@ program. Post-processing costs what the candidates cost: --candidates sets their
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     flags.add_config_flag(parser)
-    size = {"metavar": "HxW", "type": canvas}
+    size = {"metavar": "HxW", "type": flags.canvas}
     parser.add_argument(
         "--canvas", default=(800, 1216), help="of inference (default 800x1216)", **size
     )
@@ -60,14 +60,3 @@ def run(args: argparse.Namespace) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of the process {peak:.2f} GiB")
     return 0
-
-
-def canvas(text: str) -> tuple[int, int]:
-    """The canvas of a flag: 800x1216 to (800, 1216), both positive multiples of 32."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give HEIGHTxWIDTH, as 800x1216")
-    size = int(height), int(width)
-    if min(size) == 0 or any(side % 32 for side in size):
-        raise argparse.ArgumentTypeError(f"{text}: both sides must be multiples of 32")
-    return size

@@ -105,11 +105,10 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     config.evaluation.class_agnostic |= args.class_agnostic
     dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
     names = tuple(name for _, name in model.categories)
-    if config.evaluation.class_agnostic:
-        pass
-    elif names == unnamed_classes(len(names)) and len(names) == len(dataset.category_names):
+    unnamed = names == unnamed_classes(len(dataset.category_names))
+    if unnamed and not config.evaluation.class_agnostic:
         print("the checkpoint does not name its classes: they are taken in the data set's order")
-    else:
+    elif not config.evaluation.class_agnostic:
         check_same_classes(names, dataset)
     evaluation = Evaluation(model.task, config, dataset)
     print(

@@ -116,6 +116,17 @@ def probability(text: str) -> float:
     return value
 
 
+def canvas(text: str) -> tuple[int, int]:
+    """The canvas of a flag: 800x1216 to (800, 1216), both positive multiples of 32."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give HEIGHTxWIDTH, as 800x1216")
+    size = int(height), int(width)
+    if min(size) == 0 or any(side % 32 for side in size):
+        raise argparse.ArgumentTypeError(f"{text}: both sides must be multiples of 32")
+    return size
+
+
 def add_checkpoint_flag(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Adds `--checkpoint`."""
     parser.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from solojax.cli import flags
-from solojax.cli.benchmark import canvas
 from solojax.errors import InputError
 
 HELP = """Parameters, operations and memory of a config's network, nothing being run.
@@ -24,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--canvas",
         metavar="HxW",
-        type=canvas,
+        type=flags.canvas,
         default=(800, 1216),
         help="of the image (default 800x1216)",
     )
