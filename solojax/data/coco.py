@@ -3,64 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlparse
 
-from solojax.data.segmentation_json import (
-    Polygons,
-    RunLengths,
-    check_extent,
-    parse_coordinates,
-    parse_segmentation,
+import numpy as np
+
+from solojax.data.image_io import read_image
+from solojax.data.instances import (
+    Annotation,
+    Category,
+    ImageRecord,
+    InstanceDataset,
+    fingerprint_of,
 )
+from solojax.data.segmentation_json import check_extent, parse_coordinates, parse_segmentation
 from solojax.errors import InputError
 
 T = TypeVar("T")
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Category:
-    """A class as the json names it."""
-
-    id: int
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Annotation:
-    """One object of an image.
-
-    Attributes:
-      id: of the json.
-      label: contiguous class index in [0, K).
-      bbox_xywh: (x, y, width, height) in pixels of the image, or None where the json has none.
-      segmentation: polygons as float64 vectors, or compressed run lengths.
-      iscrowd: a region of many objects, which training leaves out.
-    """
-
-    id: int
-    label: int
-    bbox_xywh: tuple[float, float, float, float] | None
-    segmentation: Polygons | RunLengths
-    iscrowd: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """An image and its objects in the order of the json; sizes in pixels."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-    annotations: tuple[Annotation, ...]
+LVIS_IMAGE_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclasses.dataclass(frozen=True)
-class CocoDataset:
+class CocoDataset(InstanceDataset):
     """A checked COCO json.
 
     Attributes:
@@ -76,32 +47,45 @@ class CocoDataset:
     images: tuple[ImageRecord, ...]
 
     @property
-    def category_ids(self) -> tuple[int, ...]:
-        """The json's category id of every contiguous label."""
-        return tuple(category.id for category in self.categories)
+    def num_objects(self) -> int:
+        """Objects of all images, crowds included."""
+        return sum(len(image.annotations) for image in self.images)
 
     @property
-    def category_names(self) -> tuple[str, ...]:
-        """The name of every contiguous label."""
-        return tuple(category.name for category in self.categories)
+    def num_crowds(self) -> int:
+        """Crowds of all images."""
+        return sum(a.iscrowd for image in self.images for a in image.annotations)
 
-    @property
-    def labels(self) -> dict[int, int]:
-        """The contiguous label of every category id of the json."""
-        return {category.id: label for label, category in enumerate(self.categories)}
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the parsed content, independent of the paths."""
+        return fingerprint_of(self.categories, self.images)
 
     def image_path(self, record: ImageRecord) -> str:
         """Where the image's file should be."""
         return os.path.join(self.image_root, record.file_name)
+
+    def read(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        """The pixels and the entry of an image; BrokenImage where the file cannot be read."""
+        return self.read_image(index), self.images[index]
+
+    def read_image(self, index: int) -> np.ndarray:
+        """The (H, W, 3) uint8 RGB pixels; BrokenImage where the file cannot be read."""
+        return read_image(self.image_path(self.images[index]))
+
+    def first(self, count: int) -> CocoDataset:
+        """The data set's first `count` images."""
+        return dataclasses.replace(self, images=self.images[:count])
 
 
 def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     """Reads and checks a COCO json.
 
     Category ids may be any distinct integers; they are sorted and numbered from 0. "iscrowd" counts
-    as 0 where it is missing, and "bbox" may be missing. Boxes and polygons may leave the image by
-    `segmentation_json.max_overshoot` pixels. Whether the image files exist is not looked at here
-    (`missing_images` does that).
+    as 0 where it is missing; "bbox" and "area" may be missing. An LVIS file may do without
+    "file_name": the last two parts of "coco_url" (train2017/000000391895.jpg) stand in. Boxes and
+    polygons may leave the image by `segmentation_json.max_overshoot` pixels. Whether the image
+    files exist is not looked at here (`missing_images` does that).
 
     Args:
       annotations: the json file.
@@ -127,21 +111,10 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
 
     _parse_section(path, "annotation", _section(path, document, "annotations"), parse)
     records = tuple(
-        ImageRecord(image_id, *header, annotations=tuple(objects[image_id]))
+        dataclasses.replace(header, annotations=tuple(objects[image_id]))
         for image_id, header in headers.items()
     )
     return CocoDataset(path, str(images), categories, records)
-
-
-def require_objects(dataset: CocoDataset) -> None:
-    """Raises InputError if a data set holds nothing to train on: no object that is not a crowd."""
-    for record in dataset.images:
-        if any(not annotation.iscrowd for annotation in record.annotations):
-            return
-    raise InputError(
-        f"{dataset.annotation_path}: none of the {len(dataset.images)} images has an object that "
-        'is not a crowd; training needs entries under "annotations"'
-    )
 
 
 def missing_images(dataset: CocoDataset, limit: int = 10) -> tuple[str, ...]:
@@ -233,16 +206,31 @@ def _read_categories(path: str, entries: list) -> tuple[Category, ...]:
     return tuple(Category(category_id, names[category_id]) for category_id in sorted(names))
 
 
-def _parse_image(entry: dict) -> tuple[str, int, int]:
-    """(file name, height, width)."""
+def _parse_image(entry: dict) -> ImageRecord:
+    """The image without its objects."""
     height, width = _integer(entry, "height"), _integer(entry, "width")
     if height <= 0 or width <= 0:
         raise ValueError(f"width {width} and height {height} have to be positive; correct them")
-    return _text(entry, "file_name"), height, width
+    lists = {key: _integers(entry, key) for key in LVIS_IMAGE_KEYS}
+    return ImageRecord(_integer(entry, "id"), _file_name(entry), height, width, (), **lists)
+
+
+def _file_name(entry: dict) -> str:
+    """The file's name below the image folder; LVIS gives nothing but the URL it came from."""
+    if "file_name" not in entry and "coco_url" in entry:
+        return "/".join(urlparse(_text(entry, "coco_url")).path.split("/")[-2:])
+    return _text(entry, "file_name")
+
+
+def _integers(entry: dict, key: str) -> tuple[int, ...]:
+    values = entry.get(key, [])
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise ValueError(f'"{key}" is {values!r}; it has to be a list of whole numbers')
+    return tuple(values)
 
 
 def _parse_annotation(
-    entry: dict, headers: dict[int, tuple[str, int, int]], labels: dict[int, int]
+    entry: dict, headers: dict[int, ImageRecord], labels: dict[int, int]
 ) -> tuple[int, Annotation]:
     """(image id, annotation)."""
     image_id, category_id = _integer(entry, "image_id"), _integer(entry, "category_id")
@@ -252,7 +240,7 @@ def _parse_annotation(
         raise ValueError(
             f'category_id {category_id} is not under "categories"; add it or correct the annotation'
         )
-    _, height, width = headers[image_id]
+    height, width = headers[image_id].height, headers[image_id].width
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise ValueError(f"iscrowd {iscrowd!r} is neither 0 nor 1; correct it")
@@ -262,7 +250,16 @@ def _parse_annotation(
         bbox_xywh=_parse_bbox(entry.get("bbox"), height, width),
         segmentation=parse_segmentation(_field(entry, "segmentation"), height, width),
         iscrowd=bool(iscrowd),
+        area=_parse_area(entry.get("area")),
     )
+
+
+def _parse_area(area: object) -> float | None:
+    if area is None:
+        return None
+    if not _is_number(area) or not math.isfinite(area):
+        raise ValueError(f"area {area!r} is not a finite number; correct or remove it")
+    return float(area)
 
 
 def _parse_bbox(bbox: object, height: int, width: int) -> tuple[float, float, float, float] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from solojax.data.coco import CocoDataset
-from solojax.data.image_io import check_image_size, read_image
+from solojax.data.image_io import check_image_size
+from solojax.data.instances import InstanceDataset
 from solojax.data.transforms import Example, empty_example, make_example, make_image_example
 
 
@@ -22,7 +22,7 @@ class TrainRows:
       pad_before_shrinking: likewise.
     """
 
-    dataset: CocoDataset
+    dataset: InstanceDataset
     long_side: int
     max_instances: int
     min_mask_area: int = 1
@@ -33,9 +33,10 @@ class TrainRows:
         self, image_index: int, short_side: int, flip: bool, canvas: tuple[int, int], seed: int
     ) -> Example:
         """One row; raises BrokenImage for a file that cannot be read."""
+        image, record = self.dataset.read(image_index)
         return make_example(
-            read_image(self.dataset.image_path(self.dataset.images[image_index])),
-            self.dataset.images[image_index],
+            image,
+            record,
             short_side=short_side,
             long_side=self.long_side,
             flip=flip,
@@ -62,7 +63,7 @@ class ImageRows:
       long_side: see `resized_shape`.
     """
 
-    dataset: CocoDataset
+    dataset: InstanceDataset
     long_side: int
 
     def __call__(
@@ -70,10 +71,9 @@ class ImageRows:
     ) -> Example:
         """One row; raises BrokenImage for a file that cannot be read."""
         del flip, seed
+        image = self.dataset.read_image(image_index)
         record = self.dataset.images[image_index]
-        path = self.dataset.image_path(record)
-        image = read_image(path)
-        check_image_size(image, record.height, record.width, path)
+        check_image_size(image, record.height, record.width, self.dataset.image_path(record))
         return make_image_example(
             image,
             short_side=short_side,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from solojax.data.coco import load_coco, missing_images, require_objects
+from solojax.data.coco import load_coco, missing_images
+from solojax.data.instances import require_objects
 from solojax.errors import InputError
 
 SQUARE = [[2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]]

@@ -1,0 +1,132 @@
+"""`solojax prepare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from solojax.cli import flags
+from solojax.errors import InputError
+
+_INSTANCE_KINDS = ("coco", "lvis")
+_KINDS = (*_INSTANCE_KINDS, "folder", "imagenet")
+
+HELP = """A data set as sharded records: a few large files, read in any order.
+
+COCO or LVIS json with its images; LVIS' file names are those of its URLs (train2017/...):
+
+  solojax prepare coco --annotations instances_train2017.json --images train2017/ \\
+      --split train --output records/coco
+  solojax prepare lvis --annotations lvis_v1_train.json --images coco/ --output records/lvis
+
+Images alone, in class folders or without classes:
+
+  solojax prepare imagenet --images ILSVRC/Data/CLS-LOC/train --output records/imagenet
+  solojax prepare folder --images photos/ --output records/photos
+
+Every split is a command of its own; all go into one folder. A command that was stopped goes on when
+it is given again, and the files are the same bytes. Train on them by
+
+  solojax train ... --config.data.format=records --config.data.root=records/coco
+
+Hash what was written, and hold it against the checksums in SPLIT.manifest.json:
+
+  solojax prepare coco --verify --output records/coco
+
+TensorFlow is not needed, to write or to read; TFDS opens the folder
+(tfds.builder_from_directory)."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument("what", choices=_KINDS, help="what the source is")
+    parser.add_argument("--annotations", metavar="FILE.json", type=Path, help="COCO or LVIS json")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the image files")
+    parser.add_argument(
+        "--output", metavar="DIR", required=True, help="folder of the records, or gs://BUCKET/..."
+    )
+    parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: train)")
+    parser.add_argument(
+        "--shards", metavar="N", type=int, help="number of files (default: by the size of the data)"
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out images whose file does not exist"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin the split anew, whatever is there of it"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="write nothing: hash what is there, of all splits"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes or verifies."""
+    _check_flags(args)
+    if args.verify:
+        from solojax.preparation import verify
+
+        for split, size in verify(args.output, args.split, args.what).items():
+            print(f"{args.output}: {split} is as it was written, {size / 1e6:.1f} MB")
+        return 0
+    if "://" not in args.output:
+        flags.make_workdir(Path(args.output), "--output")
+    split = args.split or "train"
+    written = _write(args, split)
+    manifest = written.manifest
+    size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+    was_there = f" ({written.num_kept} were there)" if written.num_kept else ""
+    print(
+        f"{args.output}: {split} has {manifest.num_examples} images, "
+        f"{len(manifest.categories)} classes in {len(manifest.shards)} shards{was_there}, "
+        f"{size:.1f} MB, checksum {manifest.checksum[:16]}"
+    )
+    return 0
+
+
+def _write(args: argparse.Namespace, split: str):
+    from solojax.preparation import prepare_instances, prepare_labelled
+
+    if args.what in _INSTANCE_KINDS:
+        return prepare_instances(
+            args.what,
+            args.annotations,
+            args.images,
+            args.output,
+            split,
+            num_shards=args.shards,
+            skip_missing=args.skip_missing,
+            overwrite=args.overwrite,
+        )
+    return prepare_labelled(
+        args.what,
+        args.images,
+        args.output,
+        split,
+        num_shards=args.shards,
+        overwrite=args.overwrite,
+    )
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuses flags that are missing, or that would have no part in the work."""
+    given = {
+        "--annotations": args.annotations is not None,
+        "--images": args.images is not None,
+        "--shards": args.shards is not None,
+        "--skip-missing": args.skip_missing,
+        "--overwrite": args.overwrite,
+    }
+    if args.verify:
+        needed, useless = (), tuple(given)
+    elif args.what in _INSTANCE_KINDS:
+        needed, useless = ("--annotations", "--images"), ()
+    else:
+        needed, useless = ("--images",), ("--annotations", "--skip-missing")
+    missing = [flag for flag in needed if not given[flag]]
+    if missing:
+        raise InputError(f"prepare {args.what} needs {' and '.join(missing)} too: give it")
+    found = [flag for flag in useless if given[flag]]
+    if found:
+        work = "--verify" if args.verify else f"prepare {args.what}"
+        raise InputError(f"{', '.join(found)} has no part in {work}: leave it out")
