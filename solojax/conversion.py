@@ -115,7 +115,9 @@ def write_file(
     chosen = found.layout if layout is None else layout_named(layout)
     if model is not None:
         stem, names = stem_of_settings(flatten(model.config)), [n for _, n in model.categories]
-        export_checkpoint(path, model.variables, chosen, stem=stem, class_names=names)
+        # What a file has beyond the network, FreeSOLO's embeddings, stays in a file of its layout.
+        whole = model if found is None or chosen is not found.layout else found
+        export_checkpoint(path, whole.variables, chosen, stem=stem, class_names=names)
         _warn_of_lost_settings(path, model)
     else:
         if found.stem is None:

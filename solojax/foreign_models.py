@@ -21,6 +21,7 @@ from solojax.interop.load import (
     open_checkpoint,
     require_whole,
 )
+from solojax.interop.trees import flatten as flatten_tree
 from solojax.structures import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +60,13 @@ def segmenter_of(
     check_settings(found.architecture, flatten(config), where=found.title)
     task = build_task(config, len(found.categories))
     variables = fit(found, variable_shapes(task))
+    unused = [
+        found.foreign_name(leaf)
+        for leaf in flatten_tree({name: found.variables.get(name, {}) for name in variables})
+        if leaf not in flatten_tree(variables)
+    ]
+    if unused:
+        _logger.info("%s: not read by this network: %s", found.path, ", ".join(unused))
     return make_segmenter(config, task, variables, found.categories, step=0)
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import functools
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers.outputs import dynamic_outputs
 from helpers.tiny_config import get_config
 
 from solojax.build import build_task, train_rows
-from solojax.build_network import build_grid, coarse_factors
+from solojax.build_network import coarse_factors
 from solojax.config import apply_overrides, validate
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example
 from solojax.errors import InputError
+from solojax.postprocess.detections import detect
 from solojax.tasks.mask_losses import CrossEntropyLoss, DiceLoss, FocalLoss
+
+E = np.exp(-2 / 9)  # what the Gaussian kernel makes of an IoU of 1/3
 
 
 def configured(*overrides):
@@ -94,16 +100,27 @@ def test_losses_on_logits_are_not_for_products(kind):
         configured(f"model.head.kind={kind}", "loss.mask=bce")
 
 
-@pytest.mark.parametrize("align", ["interpolate", "adaptive_max_pool", "region_grid"])
-def test_category_alignment(align):
-    """Section 3.3.3."""
-    head = build_task(configured(f"model.head.align={align}"), 3).model.head
-    assert head.align.__name__ == f"align_{align}"
+@pytest.mark.parametrize(
+    "align, middle, corner",
+    [("interpolate", 2 / 4, 0), ("adaptive_max_pool", 2, 1), ("region_grid", 2 / 16, 1 / 16)],
+)
+def test_category_alignment(align, middle, corner):
+    """Section 3.3.3: what a cell of 4x4 pixels tells of one bright pixel, which is among its middle
+    four in one cell and in a corner, where interpolation does not look, in another."""
+    features = np.zeros((1, 16, 16, 32), np.float32)
+    features[0, 5, 9], features[0, 0, 0] = 2, 1
+    aligned = tower_inputs("category_tower", features, f"model.head.align={align}")[0]
+    expected = np.zeros((4, 4))
+    expected[1, 2], expected[0, 0] = middle, corner
+    for channel in (0, 31):
+        np.testing.assert_allclose(aligned[0, :, :, channel], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("at", [0, 2])
-def test_the_place_of_the_alignment(at):
-    assert build_task(configured(f"model.head.align_at={at}"), 3).model.head.align_at == at
+@pytest.mark.parametrize("at, sides", [(0, [4, 4, 4, 4]), (2, [16, 16, 4, 4])])
+def test_the_place_of_the_alignment(at, sides):
+    features = np.zeros((1, 16, 16, 32), np.float32)
+    inputs = tower_inputs("category_tower", features, f"model.head.align_at={at}")
+    assert [x.shape[1] for x in inputs] == sides
 
 
 @pytest.mark.parametrize("depth", [1, 4, 8])
@@ -164,25 +181,112 @@ def test_a_single_scale_has_no_unified_features():
         build_task(config, 3)
 
 
-@pytest.mark.parametrize("nms", ["matrix", "soft", "hard", "fast"])
-@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
-def test_suppression(nms, kernel):
-    """Table 4.6."""
+@pytest.mark.parametrize(
+    "nms, kernel, scores",
+    [
+        # The second is decayed by the first. It decays the third as much, which Matrix NMS makes
+        # up for, hard NMS does only if the second is still there, and fast NMS in any case.
+        ("matrix", "gaussian", [0.9, 0.8 * E, 0.5]),
+        ("matrix", "linear", [0.9, 0.8 * 2 / 3, 0.5]),
+        ("soft", "gaussian", [0.9, 0.8 * E, 0.5 * E]),
+        ("soft", "linear", [0.9, 0.8 * 2 / 3, 0.5 * 2 / 3]),
+        ("hard", "gaussian", [0.9, 0.5]),
+        ("fast", "gaussian", [0.9]),
+    ],
+)
+def test_suppression(nms, kernel, scores):
+    """Table 4.6, on three masks in a row of which neighbours have an IoU of 1/3."""
+    found = suppressed(f"evaluation.nms={nms}", f"evaluation.kernel={kernel}")
+    np.testing.assert_allclose(found, sorted(scores, reverse=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "nms, kernel", [("soft", "linear"), ("hard", "linear"), ("fast", "linear")]
+)
+def test_the_threshold_of_suppression(nms, kernel):
+    words = f"evaluation.nms={nms}", f"evaluation.kernel={kernel}", "evaluation.nms_threshold=0.4"
+    np.testing.assert_allclose(suppressed(*words), [0.9, 0.8, 0.5], rtol=1e-5)
+
+
+def test_the_width_of_the_gaussian():
+    found = suppressed("evaluation.sigma=1")
+    np.testing.assert_allclose(found, [0.9, 0.8 * np.exp(-1 / 9), 0.5], rtol=1e-5)
+
+
+def suppressed(*overrides):
+    """Scores of three masks of one class, 8 rows each and 4 shared with the next, after NMS."""
     config = configured(
-        f"evaluation.nms={nms}", f"evaluation.kernel={kernel}", "evaluation.nms_threshold=0.6"
+        "evaluation.nms_threshold=0.3",
+        "evaluation.score_threshold=0.1",
+        "evaluation.update_threshold=0.05",
+        *overrides,
     )
-    detection = build_task(config, 3).detection
-    assert (detection.nms, detection.nms_kernel, detection.nms_threshold) == (nms, kernel, 0.6)
+    task, rows = build_task(config, 3), np.arange(16)[:, None]
+    maps = [(rows >= start) & (rows < start + 8) for start in (0, 4, 8)]
+    features = np.stack([np.broadcast_to(each, (16, 24)) for each in maps], axis=-1)
+    logits = np.full((1, task.grid.num_cells, 3), -20.0)
+    kernels = np.zeros((1, task.grid.num_cells, 3))
+    for cell, mask, score in ((0, 0, 0.9), (3, 1, 0.8), (6, 2, 0.5)):
+        logits[0, cell, 1] = np.log(score / (1 - score))
+        kernels[0, cell, mask] = 1
+    outputs = dynamic_outputs(
+        category_logits=jnp.asarray(logits, jnp.float32),
+        kernels=jnp.asarray(kernels, jnp.float32),
+        mask_features=jnp.asarray(features[None] * 40.0 - 20, jnp.float32),
+    )
+    found = detect(outputs, task.grid, task.detection)
+    assert (found.labels[found.valid] == 1).all()
+    return found.scores[found.valid]
 
 
-def test_the_size_of_the_centre_region():
-    assert build_grid(configured("model.grid.center_sigma=0.4")).center_sigma == 0.4
+@pytest.mark.parametrize("sigma, side", [(0.1, 1), (0.2, 3), (0.4, 3)])
+def test_the_size_of_the_centre_region(sigma, side):
+    """A box of 48 pixels about the middle of a cell of 8; it reaches 2.4, 4.8 or 9.6 to a side.
+
+    Beyond the neighbours, positive cells are cut off.
+    """
+    config = configured(
+        f"model.grid.center_sigma={sigma}",
+        "model.grid.scale_ranges=((1,96),(400,500),(400,500),(400,500),(400,500))",
+    )
+    batch = stack_examples([empty_example((64, 64), 1)])
+    batch.instances.boxes[0, 0] = (12, 12, 60, 60)
+    batch.instances.centers[0, 0] = (36, 36)
+    batch.instances.valid[0, 0] = batch.valid[0] = True
+    owner = build_task(config, 3).targets(batch).owner[0, :64].reshape(8, 8)
+    expected = np.full((8, 8), -1)
+    expected[4 - side // 2 : 5 + side // 2, 4 - side // 2 : 5 + side // 2] = 0
+    np.testing.assert_array_equal(owner, expected)
 
 
 @pytest.mark.parametrize("semantics", ["release", "thesis"])
 def test_semantics(semantics):
-    head = build_task(configured(f"model.semantics={semantics}"), 3).model.head
-    assert head.semantics == semantics
+    """Coordinates of kernels: those of 4x4 cells, or those of 16x16 pixels read in their middle.
+
+    The middle of a cell lies between its second and third pixel.
+    """
+    features = np.ones((1, 16, 16, 32), np.float32)
+    [first, *_] = tower_inputs("kernel_tower", features, f"model.semantics={semantics}")
+    pixels = np.linspace(-1, 1, 16).reshape(4, 4)
+    axis = {"thesis": np.linspace(-1, 1, 4), "release": pixels[:, 1:3].mean(axis=1)}[semantics]
+    np.testing.assert_allclose(first[0, :, :, -2], np.tile(axis, (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(first[0, :, :, -1], np.tile(axis, (4, 1)).T, atol=1e-6)
+    assert (first[..., :-2] == 1).all()
+
+
+def tower_inputs(tower, features, *overrides):
+    """What the four blocks of a tower of SOLOv2 read, for one level with a grid of 4x4."""
+    head = build_task(configured(*overrides), 3).model.head.clone(num_grids=(4,))
+    levels, read = [jnp.asarray(features)], {}
+
+    def note(call, args, kwargs, context):
+        read["/".join(context.module.path)] = args
+        return call(*args, **kwargs)
+
+    variables = head.init(jax.random.key(0), levels, levels)
+    with nn.intercept_methods(note):
+        head.apply(variables, levels, levels)
+    return [read[f"{tower}_{i}"][0] for i in range(4)]
 
 
 def test_deformable_parts():

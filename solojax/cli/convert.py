@@ -24,8 +24,16 @@ Beside outputs that the other system recorded, stage by stage, with or without -
   solojax convert --checkpoint SOLOv2_R50_3x.pth --verify outputs.npz
 
 OUTPUTS.npz holds `image` (B, H, W, 3) uint8 RGB padded to multiples of 32, `image_size` (B, 2) if
-that is less, and recorded arrays by stage: c2 to c5, p2 to p6, category_l0 to category_l4,
-kernels_l0 to kernels_l4, mask_features, ... With layout="NCHW" in it they are as PyTorch has them.
+that is less, and recorded arrays by stage: input, c2 to c5, p2 to p6, category_l0 to category_l4
+(logits), scores_l0 to scores_l4 (after points-NMS), and
+  SOLOv2            kernels_l0 to kernels_l4, mask_features
+  SOLO              masks_l0 to masks_l4 (logits of all cells), features_l0 to features_l4
+  Decoupled SOLO    x_l0, y_l0 to x_l4, y_l4 (logits)
+With layout="NCHW" in it they are as PyTorch has them; STAGE/shape, STAGE/idx and STAGE/val stand
+for a sample of a large one. Final objects of the first image are image0/scores, image0/classes
+(from 0) and image0/masks (N, height, width) at `original_size`: each must have a partner of its
+class, its score within 5e-4 and its mask with an IoU of 0.995. precision="float64" computes in
+double precision; with input_p2 to input_p6 the heads read that pyramid instead of the network's.
 
 Nothing in a file is run: what is not plain weights is refused."""
 
@@ -59,7 +67,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type=float,
         default=1e-4,
-        help="allowed difference, as a part of a stage's largest value (default 1e-4)",
+        help="allowed difference, as a part of a stage's largest value (default 1e-4); final "
+        "objects have allowances of their own",
     )
 
 

@@ -1,6 +1,7 @@
 """Self-supervised pretraining: MoCo v1 and v2, DenseCL, and both in mmselfsup and mmpretrain.
 
-What becomes of their parts here:
+What becomes of their parts here (in a training state `solojax.tasks.densecl` has all but the query
+encoder in `extra`):
 
     query encoder   params and batch_stats: backbone/..., neck/...
     key encoder     the same paths in the collections key_params and key_batch_stats
@@ -21,7 +22,7 @@ from solojax.interop.layout import CONV, LINEAR, Layout, Row, Tensor
 
 QUEUE = (
     Tensor("", "queues", "vectors", axes=(1, 0)),
-    Tensor("_ptr", "queues", "position", integer=True),
+    Tensor("_ptr", "queues", "position", integer=True, scalar=True),
 )
 _QUEUES = (Row("queue", "global", QUEUE), Row("queue2", "dense", QUEUE))
 

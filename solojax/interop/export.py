@@ -13,6 +13,7 @@ import numpy as np
 from solojax.errors import InputError
 from solojax.interop.backbones import DETECTRON2_BACKBONE
 from solojax.interop.layout import Layout, PyTree, export_state
+from solojax.interop.load import MODEL_COLLECTIONS
 from solojax.interop.safetensors_file import write_safetensors
 from solojax.interop.stems import TORCHVISION, UNIT_STD, Stem, flip_stem_channels
 from solojax.interop.torch_zip_writer import write_torch_zip
@@ -114,12 +115,13 @@ def check_suffix(path: FilePath) -> None:
 
 
 def _backbone_parts(variables: PyTree, layout: Layout) -> PyTree:
-    """What a layout without heads can hold; the backbone must be whole."""
+    """What a layout without heads can hold; the backbone must be whole, its key copy need not."""
     return unflatten(
         {
             path: leaf
             for path, leaf in flatten(variables).items()
-            if path[1] == "backbone" or layout.to_foreign(path) is not None
+            if (path[0] in MODEL_COLLECTIONS and path[1] == "backbone")
+            or layout.to_foreign(path) is not None
         }
     )
 

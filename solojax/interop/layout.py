@@ -42,6 +42,7 @@ class Tensor:
       axes: the foreign axes in our order; None keeps them.
       optional: whether a module may be without it.
       integer: whether it holds whole numbers.
+      scalar: whether it is a vector of one number there, and a plain number here.
     """
 
     source: str
@@ -50,17 +51,24 @@ class Tensor:
     axes: tuple[int, ...] | None = None
     optional: bool = False
     integer: bool = False
+    scalar: bool = False
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """A foreign array with its axes in our order: a contiguous copy of the same dtype."""
+        if self.scalar and array.shape == (1,):
+            return array[0].copy()
         return np.array(array.transpose(self.axes) if self.axes else array, order="C")
 
     def to_foreign(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_ours`."""
+        if self.scalar:
+            array = array.reshape(1)
         return np.array(array.transpose(self._inverse) if self.axes else array, order="C")
 
     def foreign_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The foreign shape of a tensor that has `shape` here."""
+        if self.scalar:
+            return (1,)
         return tuple(shape[axis] for axis in self._inverse) if self.axes else tuple(shape)
 
     @property

@@ -139,6 +139,21 @@ def test_a_file_a_pattern_and_names_that_collide(nano, tmp_path):
     assert without_name[0] == without_name[1]
 
 
+def test_candidates_without_room_are_counted(nano, tmp_path, caplog):
+    room = [
+        f"--config.evaluation.{key}=2" for key in ("max_candidates", "nms_pre", "max_detections")
+    ]
+    image = nano.data / "images" / "image_0.png"
+    outcome = predict(nano, image, tmp_path / "out", *room)
+    assert outcome.code == 0 and len(results_in(tmp_path / "out")["image_0.png"]) <= 2
+    said = [line for line in caplog.messages if "evaluation.max_candidates: raise it" in line]
+    assert len(said) == 1 and int(said[0].split()[0]) > 0
+    caplog.clear()
+    none = "--config.evaluation.score_threshold=0.99"
+    assert predict(nano, image, tmp_path / "out", none).code == 0
+    assert not any("max_candidates" in line for line in caplog.messages)
+
+
 # Bad input.
 
 

@@ -92,6 +92,19 @@ def test_backbones_of_whole_networks(tmp_path, target, stem, suffix):
     assert again.architecture["model.pixel_std"] == stem.pixel_std
 
 
+@pytest.mark.parametrize("source", [foreign.densecl(), foreign.mmselfsup(), foreign.moco(2)])
+def test_backbones_of_pretraining(tmp_path, source):
+    """What DenseCL releases: the query encoder's backbone, under torchvision's names."""
+    found = opened(tmp_path, source)
+    assert "key_params" in found.variables
+    path = tmp_path / "backbone.pth"
+    export_checkpoint(path, found.variables, layout_named("torchvision"), stem=found.stem)
+    again = open_checkpoint(path)
+    assert again.is_backbone and again.layout.name == "torchvision"
+    for collection, leaves in again.variables.items():
+        assert_same(leaves, {"backbone": found.variables[collection]["backbone"]})
+
+
 def test_names_and_values_in_torchvisions_layout():
     """Against the state that the variables came from."""
     shapes = foreign.resnet(depth=50, width=2)

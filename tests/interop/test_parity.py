@@ -1,4 +1,4 @@
-"""Reports on recorded outputs: figures by hand, and what recordings may not be."""
+"""Reports on recorded outputs: figures by hand."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from solojax.errors import InputError
-from solojax.interop.parity import compare_stages, read_recording, report_table
-
-IMAGE = np.zeros((1, 32, 64, 3), np.uint8)
-
-
-def recording(tmp_path, **arrays):
-    path = tmp_path / "outputs.npz"
-    np.savez(path, **arrays)
-    return path
+from solojax.interop.parity import compare_instances, compare_stages, report_table
+from solojax.interop.recordings import RecordedInstances, Sample
 
 
 def test_a_worked_example():
@@ -60,46 +53,63 @@ def test_unknown_stages_and_other_shapes_are_refused():
         compare_stages({"c2": np.ones((1, 2))}, {"c2": np.ones((2, 1))})
 
 
-def test_recordings(tmp_path):
-    stage = np.arange(24.0).reshape(1, 2, 3, 4)
-    found = read_recording(recording(tmp_path, image=IMAGE, c2=stage))
-    np.testing.assert_array_equal(found.stages["c2"], stage)
-    assert found.image_size.tolist() == [[32, 64]]
-    path = recording(
-        tmp_path, image=IMAGE, image_size=[[30, 60]], layout="NCHW", c2=stage, flat=stage[0, 0]
-    )
-    found = read_recording(path)
-    np.testing.assert_array_equal(found.stages["c2"], stage.transpose(0, 2, 3, 1))
-    np.testing.assert_array_equal(found.stages["flat"], stage[0, 0])
-    assert found.image_size.tolist() == [[30, 60]] and found.image_size.dtype == np.int32
+def test_samples():
+    """Positions in the flattened array; the scale is that of the sample."""
+    ours = np.arange(12.0).reshape(3, 4)
+    sample = Sample((3, 4), np.array([1, 6]), np.array([1.0, 6.5]))
+    [report] = compare_stages({"c2": sample}, {"c2": ours}, tolerance=0.1)
+    assert (report.shape, report.largest, report.mean, report.scale) == ((3, 4), 0.5, 0.25, 6.5)
+    assert report.allowed == pytest.approx(0.65) and report.passed
+    with pytest.raises(InputError, match=r"recorded as \(3, 4\) and is \(4, 3\) here"):
+        compare_stages({"c2": sample}, {"c2": ours.T})
 
 
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"c2": IMAGE}, "'image' is absent or odd"),
-        ({"image": IMAGE.astype(np.float32), "c2": IMAGE}, "'image' is absent or odd"),
-        ({"image": IMAGE[:, :30], "c2": IMAGE}, "multiples of 32"),
-        ({"image": IMAGE, "layout": "CHWN", "c2": IMAGE}, "'layout' is 'CHWN'"),
-        ({"image": IMAGE, "image_size": [30, 60], "c2": IMAGE}, "'image_size' is"),
-        ({"image": IMAGE}, "no stage is recorded"),
-        ({"image": IMAGE, "c2": np.array([None])}, "is no readable .npz"),
-    ],
-)
-def test_bad_recordings(tmp_path, arrays, said):
-    path = recording(tmp_path, **arrays)
-    with pytest.raises(InputError, match=said) as caught:
-        read_recording(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+def squares(*objects, size=20):
+    """Objects (score, class, left edge): squares of 10x10 in a row."""
+    masks = np.zeros((len(objects), 10, size), bool)
+    for mask, (_, _, left) in zip(masks, objects, strict=True):
+        mask[:, left : left + 10] = True
+    scores, classes, _ = (np.array(each) for each in zip(*objects, strict=True))
+    return RecordedInstances(scores, classes, masks)
 
 
-def test_other_files_are_no_recordings(tmp_path):
-    path = tmp_path / "a.npz"
-    for content in (b"", b"words", b"PK\x03\x04"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="is no readable .npz"):
-            read_recording(path)
-    np.save(path.with_suffix(".npy"), np.ones(2))
-    for absent in (path.with_suffix(".npy"), tmp_path / "absent.npz"):
-        with pytest.raises(InputError, match="is no readable .npz"):
-            read_recording(absent)
+def test_equal_objects_in_another_order():
+    """Two that are closer in score than the tolerance may change places."""
+    theirs = squares((0.9, 1, 0), (0.5002, 1, 0), (0.5, 1, 10), (0.5, 0, 10))
+    ours = squares((0.9, 1, 0), (0.5, 0, 10), (0.5, 1, 10), (0.5, 1, 0))
+    objects, scores, masks = compare_instances("image0", theirs, ours)
+    assert (objects.stage, objects.shape, objects.largest) == ("image0 objects", (4,), 0)
+    assert scores.largest == pytest.approx(2e-4) and scores.allowed == 5e-4
+    assert masks.largest == 0 and masks.shape == (4, 10, 20) and masks.cosine is None
+    assert objects.passed and scores.passed and masks.passed
+
+
+def test_objects_that_differ():
+    theirs = squares((0.9, 1, 0), (0.8, 2, 0))
+    objects, scores, masks = compare_instances("a", theirs, squares((0.9, 1, 1), (0.7, 2, 0)))
+    assert objects.passed and not scores.passed and not masks.passed
+    assert scores.largest == pytest.approx(0.1) and scores.mean == pytest.approx(0.05)
+    assert masks.largest == pytest.approx(1 - 9 / 11) and masks.allowed == pytest.approx(0.005)
+    objects, *_ = compare_instances("a", theirs, squares((0.9, 1, 0), (0.8, 3, 0)))
+    assert not objects.passed and objects.largest == 2  # one of each without a partner
+    objects, *_ = compare_instances("a", theirs, squares((0.9, 1, 0)))
+    assert not objects.passed and objects.largest == 1
+
+
+def test_no_objects_and_no_masks():
+    none = RecordedInstances(np.zeros(0), np.zeros(0, int), np.zeros((0, 10, 20), bool))
+    assert all(report.passed for report in compare_instances("a", none, none))
+    assert not compare_instances("a", none, squares((0.9, 1, 0)))[0].passed
+    one = squares((0.9, 1, 0))
+    without = RecordedInstances(one.scores, one.classes, None)
+    reports = compare_instances("a", without, one)
+    assert [report.stage for report in reports] == ["a objects", "a scores"]
+    assert all(report.passed for report in reports)
+    assert report_table(reports).splitlines()[1].split()[5] == "-"
+    nan = RecordedInstances(np.array([np.nan]), one.classes, one.masks)
+    assert not compare_instances("a", one, nan)[1].passed
+
+
+def test_masks_without_a_pixel_are_equal():
+    empty = RecordedInstances(np.array([0.5]), np.array([0]), np.zeros((1, 2, 3), bool))
+    assert compare_instances("a", empty, empty)[2].largest == 0
