@@ -115,6 +115,7 @@ def _fruits_nuts() -> ConfigDict:
     config.data.root = "data/fruits_nuts"
     config.data.short_sides = (384,)
     config.data.long_side = 512
+    config.data.flip_probability = 0.0
     config.data.max_instances = 32
     config.evaluation.short_side = 384
     config.evaluation.long_side = 512
@@ -123,8 +124,12 @@ def _fruits_nuts() -> ConfigDict:
     config.train.total_steps = 600
     config.train.checkpoint_every = 200
     config.train.eval_every = 200
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.002
     config.optimizer.reference_batch = 2
+    config.optimizer.weight_decay = 0.01
     config.optimizer.warmup_steps = 50
+    config.optimizer.schedule = "cosine"
     return config
 
 

@@ -2,14 +2,20 @@
 
 python scripts/kill_test.py --workdir runs/kill_test
 python scripts/kill_test.py --workdir runs/kill_test --config my.py --config.data.root=DIR --kills 5
+python scripts/kill_test.py --workdir runs/kill_test --processes 2 --other_processes 1 --kills 20
 
 Trains twice with the same config. The first run is left alone. The second is killed at random
-moments, once while a checkpoint is being written, and started again with the same command until it
-is done. Then every leaf of the two final checkpoints must be equal bit for bit, and metrics.jsonl
-must have the same lines (times apart). Exit code 1 where anything differs.
+moments, some of them while a checkpoint is being written or an evaluation is under way, and started
+again with the same command until it is done. With several processes SIGKILL goes to one of them, or
+to all at once; where it goes to one, the others must end by themselves within the heartbeat
+time-out of 10 s, with an exit code that is not 0, and name it. Then every leaf of the two final
+checkpoints must be equal bit for bit, and metrics.jsonl must have the same lines (times apart).
 
-Progress is read off metrics.jsonl: a config of one's own needs train.log_every well below
-train.total_steps, and several checkpoints.
+With --other_processes, a third run is asked to end half-way by SIGTERM to one process, and goes on
+with that number of processes: the loss of its next step must be that of the first run to 1e-6.
+
+Exit code 1 where anything differs. Progress is read off metrics.jsonl: a config of one's own needs
+train.log_every well below train.total_steps, and several checkpoints and evaluations.
 """
 
 from __future__ import annotations
@@ -17,18 +23,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import subprocess
+import json
+import signal
 import sys
 import time
-from pathlib import Path
 
 import default_run
 import numpy as np
-from etils import epath
+from process_group import HEARTBEAT_SECONDS, ProcessGroup
+from run_comparison import TIMES, Run, RunFailed, compare
 
 from solojax.errors import InputError
-from solojax.train import checkpoint_format
-from solojax.train.metric_writer import FILE_NAME, read_metrics
+from solojax.train.preemption import EXIT_CODE as PREEMPTED
+from solojax.train.process_watch import LOST
 
 TINY_OVERRIDES = (
     "--config.train.total_steps=30",
@@ -38,8 +45,8 @@ TINY_OVERRIDES = (
     "--config.train.ema_decay=0.9",
     "--config.optimizer.warmup_steps=5",
 )
-STEP_POLL_SECONDS, SAVE_POLL_SECONDS = 0.02, 0.001
-_TIMES = ("seconds_per_step",)
+LOSS_BAR = 1e-6
+STEP_POLL_SECONDS, QUICK_POLL_SECONDS = 0.02, 0.001
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,18 +56,29 @@ def main(argv: list[str] | None = None) -> int:
     default_run.add_flags(parser)
     parser.add_argument("--kills", type=int, default=3, help="how often (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--processes", type=int, default=1, help="of a run (default 1)")
+    parser.add_argument("--other_processes", type=int, help="to go on with; see above")
+    parser.add_argument(
+        "--devices", type=int, help="simulated CPU devices of all processes (default one each)"
+    )
     args = default_run.parse(parser, argv)
-    runs = {name: args.workdir / name for name in ("uninterrupted", "killed")}
-    for workdir in runs.values():
-        if workdir.exists():
-            parser.error(f"{workdir} is there already: delete it or give another --workdir")
+    names = ("uninterrupted", "killed", "moved")
+    if any((args.workdir / name).exists() for name in names):
+        parser.error(f"a run is in {args.workdir} already: delete it or give another --workdir")
+    devices = args.devices
+    if devices is None and max(args.processes, args.other_processes or 1) > 1:
+        devices = max(args.processes, args.other_processes or 1)
     try:
         spec, overrides = default_run.config_flags(args, TINY_OVERRIDES)
-        uninterrupted = Run([f"--config={spec}", *overrides], runs["uninterrupted"])
-        killed = dataclasses.replace(uninterrupted, workdir=runs["killed"])
+        uninterrupted, killed, moved = (
+            Run([f"--config={spec}", *overrides], args.workdir / name, args.processes, devices)
+            for name in names
+        )
         print(f"uninterrupted run: {uninterrupted.finish():.0f} s", flush=True)
-        kill_and_restart(killed, uninterrupted.last_step(), args.kills, args.seed)
-        problems = compare(uninterrupted, killed)
+        problems = kill_and_restart(killed, uninterrupted.last_step(), args.kills, args.seed)
+        problems += compare(uninterrupted, killed)
+        if args.other_processes:
+            problems += move(moved, uninterrupted, args.other_processes)
     except (InputError, RunFailed) as error:
         print(f"kill_test: {error}", file=sys.stderr)
         return 2
@@ -68,112 +86,100 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(problems))
 
 
-class RunFailed(Exception):
-    """A training run did not do what the test needs of it; says what, on one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """`solojax train` with some flags in a work directory of its own."""
-
-    flags: list[str]
-    workdir: Path
-
-    @property
-    def checkpoints(self) -> epath.Path:
-        """Where Orbax writes."""
-        return epath.Path(self.workdir / "checkpoints").absolute()
-
-    def start(self) -> subprocess.Popen:
-        """Starts the command; what it says is added to `train.log` in the work directory."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "solojax", "train", *self.flags]
-        with (self.workdir / "train.log").open("ab") as log:
-            return subprocess.Popen(
-                [*command, f"--workdir={self.workdir}"], stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def finish(self) -> float:
-        """Runs to the end; returns the seconds that it took."""
-        start = time.perf_counter()
-        self.check(self.start().wait())
-        return time.perf_counter() - start
-
-    def check(self, exit_code: int) -> None:
-        """Raises RunFailed unless the command succeeded."""
-        if exit_code:
-            log = self.workdir / "train.log"
-            last = (log.read_text(errors="replace").splitlines() or [""])[-1]
-            raise RunFailed(f"solojax train ended with exit code {exit_code} ({last}); see {log}")
-
-    def metrics_id(self) -> int | None:
-        """Another number each time that metrics.jsonl is replaced, which every start does."""
-        path = self.workdir / FILE_NAME
-        return path.stat().st_ino if path.exists() else None
-
-    def last_step(self) -> int:
-        """The newest step in metrics.jsonl, 0 before there is one."""
-        try:
-            lines = read_metrics(self.workdir / FILE_NAME)[1]
-        except InputError:  # not there yet
-            return 0
-        return max((line["step"] for line in lines), default=0)
-
-    def newest_checkpoint(self) -> int:
-        """The step that a restart goes on from, 0 for none."""
-        return max(checkpoint_format.list_steps(self.checkpoints), default=0)
-
-    def unfinished_save(self) -> str | None:
-        """The name of the checkpoint that is being written, or that a kill left half-written."""
-        for path in self.checkpoints.glob(f"*{checkpoint_format.TEMPORARY}*"):
-            if path.name[0].isdigit():
-                return path.name
-        return None
-
-
-def kill_and_restart(run: Run, total_steps: int, kills: int, seed: int) -> None:
-    """Runs to the end, killed at random moments, one of them inside a save of a checkpoint."""
+def kill_and_restart(run: Run, total_steps: int, kills: int, seed: int) -> list[str]:
+    """Runs to the end, killed at random moments; returns what survivors did wrong."""
     rng = np.random.default_rng(seed)
-    targets = sorted(rng.choice(np.arange(1, total_steps), kills, replace=False).tolist())
-    in_save = int(rng.integers(kills))
-    print(f"{'kill':>4}  {'step':>4}  {'moment':34}  goes on from step")
-    for number, target in enumerate(targets):
-        moment = None
-        while moment is None:  # a save may end just before the signal arrives
-            moment = kill_once(run, target, number == in_save, rng)
+    targets = np.sort(rng.integers(1, total_steps, kills)).tolist()
+    kinds = ["save", "evaluation", "random", "random"] * (kills // 4 + 1)
+    kinds = rng.permutation(kinds[:kills]).tolist()
+    problems = []
+    print(f"{'kill':>4}  {'step':>4}  {'moment':34}  {'whom':>4}  survivors  goes on from step")
+    for number, (target, kind) in enumerate(zip(targets, kinds, strict=True)):
+        death = None
+        while death is None:  # a save may end just before the signal arrives
+            death = kill_once(run, target, kind, rng)
+        problems += [f"kill {number + 1}: {problem}" for problem in death.problems]
         print(
-            f"{number + 1:4d}  {run.last_step():4d}  {moment:34}  {run.newest_checkpoint()}",
+            f"{number + 1:4d}  {run.last_step():4d}  {death.moment:34}  {death.whom:>4}  "
+            f"{death.survivors:9}  {run.newest_checkpoint()}",
             flush=True,
         )
     run.finish()
+    return problems
 
 
-def kill_once(run: Run, target: int, in_save: bool, rng: np.random.Generator) -> str | None:
-    """Starts the run and kills it after step `target`; says when, None if a save was missed."""
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """When and whom a SIGKILL hit, and what became of the others."""
+
+    moment: str
+    whom: str
+    survivors: str
+    problems: list[str]
+
+
+def kill_once(run: Run, target: int, kind: str, rng: np.random.Generator) -> Death | None:
+    """Starts the run and kills it after step `target`; None if the moment was missed."""
     before = run.metrics_id()
-    process = run.start()
+    group = run.start()
     try:
-        wait = functools.partial(_wait, run, process)
+        wait = functools.partial(_wait, run, group)
         wait(lambda: run.metrics_id() != before, STEP_POLL_SECONDS)
         wait(lambda: run.last_step() >= target, STEP_POLL_SECONDS)
-        if in_save:
-            wait(lambda: run.unfinished_save() is not None, SAVE_POLL_SECONDS)
+        if kind == "save":
+            wait(lambda: run.unfinished_save() is not None, QUICK_POLL_SECONDS)
+        elif kind == "evaluation":
+            step = _next_evaluation(run)
+            wait(lambda: run.last_step() >= step, QUICK_POLL_SECONDS)
         else:
             time.sleep(rng.uniform(0, _seconds_per_line(run)))
+        every_one = run.processes == 1 or rng.random() < 0.3
+        victims = range(run.processes) if every_one else [int(rng.integers(run.processes))]
+        group.send(signal.SIGKILL, victims)
+        whom = "all" if every_one else str(victims[0])
+        survivors, problems = ("", []) if every_one else _watch_survivors(run, group, victims[0])
     finally:
-        process.kill()
-        process.wait()
+        group.kill()
     left = run.unfinished_save()
-    if in_save:
-        return left and f"inside the save of {left.partition('.')[0]}"
-    return "random" + (f", inside the save of {left.partition('.')[0]}" if left else "")
+    inside = f"inside the save of {left.partition('.')[0]}" if left else ""
+    if kind == "save":
+        return Death(inside, whom, survivors, problems) if left else None
+    if kind == "evaluation":
+        missed = any(line["step"] == step and TIMES[0] not in line for line in run.lines())
+        return (
+            None if missed else Death(f"inside the evaluation of {step}", whom, survivors, problems)
+        )
+    return Death(f"random{', ' if left else ''}{inside}", whom, survivors, problems)
 
 
-def _wait(run: Run, process: subprocess.Popen, condition, seconds: float) -> None:
+def _watch_survivors(run: Run, group: ProcessGroup, victim: int) -> tuple[str, list[str]]:
+    """How long the others took to end, and what they should have done otherwise."""
+    seconds = group.seconds_to_end(HEARTBEAT_SECONDS + 5)
+    if seconds is None:
+        return "hung", [f"not all processes ended after the loss of process {victim}"]
+    problems = []
+    for index, code in enumerate(group.codes):
+        log = run.log.with_name(f"{run.log.name}.{index}") if index else run.log
+        if index == victim:
+            continue
+        last = log.read_text(errors="replace").splitlines()[-1]
+        if code != LOST or f"process {victim} " not in last or "is lost" not in last:
+            problems.append(f"process {index} ended with code {code}, not naming {victim} ({last})")
+    return f"{seconds:.1f} s", problems
+
+
+def _next_evaluation(run: Run) -> int:
+    train = json.loads((run.workdir / "config.json").read_text())["train"]
+    every = train["eval_every"]
+    return (run.last_step() // every + 1) * every if every else train["total_steps"]
+
+
+def _wait(run: Run, group: ProcessGroup, condition, seconds: float) -> None:
     """Looks again and again until the condition holds, so many seconds apart."""
     while not condition():
-        if process.poll() is not None:
-            run.check(process.returncode)
+        code = group.poll()
+        if code is not None:
+            run.check(code)
             raise RunFailed(
                 f"{run.workdir}: the run ended before it could be killed; give a config with more "
                 "steps and checkpoints, and a smaller train.log_every"
@@ -183,69 +189,39 @@ def _wait(run: Run, process: subprocess.Popen, condition, seconds: float) -> Non
 
 def _seconds_per_line(run: Run) -> float:
     """How long the run takes from one line of metrics.jsonl to the next, roughly."""
-    lines = [line for line in read_metrics(run.workdir / FILE_NAME)[1] if _TIMES[0] in line]
+    lines = [line for line in run.lines() if TIMES[0] in line]
     steps = [line["step"] for line in lines[-2:]]
-    return lines[-1][_TIMES[0]] * (steps[-1] - steps[0] or 1)
+    return lines[-1][TIMES[0]] * (steps[-1] - steps[0] or 1)
 
 
-def compare(expected: Run, found: Run) -> list[str]:
-    """One line for each thing in which two finished runs differ; prints what was compared."""
-    problems = [*_compare_folders(expected, found), *_compare_metrics(expected, found)]
-    step = expected.newest_checkpoint()
-    if found.newest_checkpoint() != step:
-        return [*problems, f"final step {found.newest_checkpoint()} instead of {step}"]
-    leaves, others = (_read_leaves(run, step) for run in (expected, found))
-    print(f"checkpoint of step {step}: {_describe(leaves)}")
-    if leaves.keys() != others.keys():
-        return [*problems, f"checkpoint: leaves {sorted(leaves.keys() ^ others.keys())}"]
-    for name, leaf in leaves.items():
-        other = others[name]
-        if (leaf.dtype, leaf.shape, leaf.tobytes()) != (other.dtype, other.shape, other.tobytes()):
-            problems.append(f"checkpoint: {name} differs in {np.sum(leaf != other)} numbers")
-    return problems
-
-
-def _read_leaves(run: Run, step: int) -> dict[str, np.ndarray]:
-    path = run.checkpoints / str(step)
-    record = checkpoint_format.read_record(path)
-    return checkpoint_format.read_leaves(path, record, record["leaves"])
-
-
-def _describe(leaves: dict[str, np.ndarray]) -> str:
-    counts: dict[str, int] = {}
-    for name in leaves:
-        part = name.partition("/")[0]
-        counts[part] = counts.get(part, 0) + 1
-    size = sum(leaf.nbytes for leaf in leaves.values()) / 2**20
-    listed = ", ".join(f"{part} {count}" for part, count in counts.items())
-    return f"{len(leaves)} leaves ({listed}), {size:.1f} MiB"
-
-
-def _compare_folders(expected: Run, found: Run) -> list[str]:
-    names, others = (
-        sorted(path.name for path in run.checkpoints.iterdir()) for run in (expected, found)
+def move(run: Run, uninterrupted: Run, processes: int) -> list[str]:
+    """Ends a run half-way, politely, and goes on with another number of processes."""
+    group = run.start()
+    try:
+        middle = uninterrupted.last_step() // 2
+        _wait(run, group, lambda: run.last_step() >= middle, STEP_POLL_SECONDS)
+        group.send(signal.SIGTERM, [run.processes - 1])
+        code = group.wait()
+    finally:
+        group.kill()
+    if code != PREEMPTED:
+        return [f"after SIGTERM the exit code was {code} instead of {PREEMPTED}"]
+    step = run.newest_checkpoint()
+    dataclasses.replace(run, processes=processes).finish()
+    expected, found = (_losses(each) for each in (uninterrupted, run))
+    gaps = {n: abs(found[n] - expected[n]) / abs(expected[n]) for n in expected}
+    after = [gap for n, gap in gaps.items() if n > step]
+    print(
+        f"moved from {run.processes} to {processes} processes after step {step}: the next loss "
+        f"is {after[0]:.1e} from that of the uninterrupted run, the furthest later {max(after):.1e}"
     )
-    print(f"checkpoints/: {' '.join(names)}")
-    return [] if names == others else [f"checkpoints/ has {' '.join(others)}"]
+    same_before = max(gap for n, gap in gaps.items() if n <= step) == 0.0
+    problems = [] if same_before else ["the losses before the move differ"]
+    return problems + ([] if after[0] <= LOSS_BAR else [f"the next loss is {after[0]:.1e} away"])
 
 
-def _compare_metrics(expected: Run, found: Run) -> list[str]:
-    (_, lines), (_, others) = (read_metrics(run.workdir) for run in (expected, found))
-    for line in (*lines, *others):
-        for name in _TIMES:
-            line.pop(name, None)
-    keys, other_keys = ([(line["step"], *sorted(line)) for line in x] for x in (lines, others))
-    print(f"{FILE_NAME}: {len(lines)} lines up to step {lines[-1]['step']}")
-    if len(set(other_keys)) < len(other_keys):
-        twice = sorted({key[0] for key in other_keys if other_keys.count(key) > 1})
-        return [f"{FILE_NAME}: steps {twice} are there twice"]
-    if keys != other_keys:
-        steps = sorted({key[0] for key in set(keys) ^ set(other_keys)})
-        return [f"{FILE_NAME}: lines of steps {steps} are missing or too many"]
-    # As text, for NaN is not equal to itself.
-    pairs = zip(lines, others, strict=True)
-    steps = [line["step"] for line, other in pairs if str(line) != str(other)]
-    return [f"{FILE_NAME}: the numbers of steps {steps} differ"] if steps else []
+def _losses(run: Run) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in run.lines() if "loss" in line}
 
 
 if __name__ == "__main__":

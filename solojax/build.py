@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from solojax.build_network import build_grid, build_model, coarse_factors
 from solojax.config import milestone_steps, scaled_learning_rate
-from solojax.data.canvas import Buckets, multiple_of_32
-from solojax.data.coco import CocoDataset, load_coco, require_objects
-from solojax.data.image_io import read_image
+from solojax.data.canvas import Buckets, CanvasPolicy, multiple_of_32
+from solojax.data.coco import load_coco
+from solojax.data.instances import InstanceDataset, require_objects
 from solojax.data.loader import eval_batches, stack_examples, train_batches
 from solojax.data.plan import EvalPlan, TrainPlan
+from solojax.data.records import load_records
 from solojax.data.rows import ImageRows, TrainRows
 from solojax.data.transforms import empty_example, resized_shape
 from solojax.errors import BrokenImage, InputError
@@ -95,21 +96,24 @@ def data_path(config: ConfigDict, key: str) -> Path:
     return Path(os.path.expanduser(config.data.root)) / config.data[key]
 
 
-def load_train_set(config: ConfigDict) -> CocoDataset:
+def load_train_set(config: ConfigDict) -> InstanceDataset:
     """The training set; raises an InputError where it holds no object."""
     dataset = _load_split(config, "train")
     require_objects(dataset)
     return dataset
 
 
-def load_val_set(config: ConfigDict) -> CocoDataset:
+def load_val_set(config: ConfigDict) -> InstanceDataset:
     """The validation set."""
     return _load_split(config, "val")
 
 
-def _load_split(config: ConfigDict, split: str) -> CocoDataset:
+def _load_split(config: ConfigDict, split: str) -> InstanceDataset:
+    root = os.path.expanduser(config.data.root)
+    if config.data.format == "records":
+        return _readable(load_records(root, config.data[f"{split}_split"]))
     annotations = data_path(config, f"{split}_annotations")
-    if not annotations.exists() and not os.path.isdir(os.path.expanduser(config.data.root)):
+    if not annotations.exists() and not os.path.isdir(root):
         raise InputError(
             f"{annotations}: no such file, since there is no folder data.root "
             f"'{config.data.root}': give the data set's by --config.data.root=DIR"
@@ -117,22 +121,26 @@ def _load_split(config: ConfigDict, split: str) -> CocoDataset:
     return load_dataset(annotations, data_path(config, f"{split}_images"))
 
 
-def load_dataset(annotations: Path, images: Path) -> CocoDataset:
-    """A data set of which at least one image can be read, whatever happened to the others."""
-    dataset = load_coco(annotations, images)
+def load_dataset(annotations: Path, images: Path) -> InstanceDataset:
+    """A COCO json of which at least one image can be read, whatever happened to the others."""
+    return _readable(load_coco(annotations, images))
+
+
+def _readable(dataset: InstanceDataset) -> InstanceDataset:
     first = None
-    for record in dataset.images:
+    for index in range(len(dataset.images)):
         try:
-            read_image(dataset.image_path(record))
+            dataset.read_image(index)
             return dataset
         except BrokenImage as error:
             first = first or error
     raise InputError(
-        f"{annotations}: none of its {len(dataset.images)} images can be read; the first: {first}"
+        f"{dataset.annotation_path}: none of its {len(dataset.images)} images can be read; the "
+        f"first: {first}"
     )
 
 
-def check_same_classes(train_set_names: tuple[str, ...], dataset: CocoDataset) -> None:
+def check_same_classes(train_set_names: tuple[str, ...], dataset: InstanceDataset) -> None:
     """Raises an InputError unless a data set has the classes that a model was trained for."""
     if dataset.category_names != tuple(train_set_names):
         raise InputError(
@@ -142,12 +150,18 @@ def check_same_classes(train_set_names: tuple[str, ...], dataset: CocoDataset) -
         )
 
 
-def canvas_policy(name: str, buckets: tuple) -> Callable:
-    """The policy "multiple_of_32" or "buckets"."""
-    return multiple_of_32 if name == "multiple_of_32" else Buckets(tuple(map(tuple, buckets)))
+def canvas_policy(
+    name: str, buckets: tuple, short_sides: Sequence[int], long_side: int
+) -> CanvasPolicy:
+    """The policy "multiple_of_32", or "buckets": those given, or else some that suit the sides."""
+    if name == "multiple_of_32":
+        return multiple_of_32
+    if not buckets:
+        return Buckets.for_images(short_sides, long_side)
+    return Buckets(tuple(map(tuple, buckets)))
 
 
-def build_train_plan(config: ConfigDict, dataset: CocoDataset) -> TrainPlan:
+def build_train_plan(config: ConfigDict, dataset: InstanceDataset) -> TrainPlan:
     """What every step trains on."""
     data = config.data
     return TrainPlan(
@@ -157,13 +171,13 @@ def build_train_plan(config: ConfigDict, dataset: CocoDataset) -> TrainPlan:
         short_sides=data.short_sides,
         long_side=data.long_side,
         flip_probability=data.flip_probability,
-        choose_canvas=canvas_policy(data.canvas, data.buckets),
+        choose_canvas=canvas_policy(data.canvas, data.buckets, data.short_sides, data.long_side),
         resized_shape=resized_shape,
         group_by_orientation=data.group_by_orientation,
     )
 
 
-def train_rows(config: ConfigDict, dataset: CocoDataset) -> TrainRows:
+def train_rows(config: ConfigDict, dataset: InstanceDataset) -> TrainRows:
     """What reads the training rows of a data set."""
     data = config.data
     return TrainRows(
@@ -177,7 +191,7 @@ def train_rows(config: ConfigDict, dataset: CocoDataset) -> TrainRows:
 
 
 def build_train_batches(
-    config: ConfigDict, dataset: CocoDataset, plan: TrainPlan, total_steps: int, **process
+    config: ConfigDict, dataset: InstanceDataset, plan: TrainPlan, total_steps: int, **process
 ) -> Callable[[int], Iterator[Batch]]:
     """Maps a first step to the host batches from there to `total_steps`.
 
@@ -203,7 +217,7 @@ def build_train_batches(
 
 
 def build_eval_batches(
-    config: ConfigDict, dataset: CocoDataset, **process
+    config: ConfigDict, dataset: InstanceDataset, **process
 ) -> Callable[[], Iterator[Batch]]:
     """Makes an iterator over the images of a data set, each in one row of one batch."""
     evaluation, data = config.evaluation, config.data
@@ -213,7 +227,9 @@ def build_eval_batches(
         batch_size=evaluation.batch_size,
         short_side=evaluation.short_side,
         long_side=evaluation.long_side,
-        choose_canvas=canvas_policy(evaluation.canvas, data.buckets),
+        choose_canvas=canvas_policy(
+            evaluation.canvas, data.buckets, (evaluation.short_side,), evaluation.long_side
+        ),
         resized_shape=resized_shape,
     )
     return functools.partial(
@@ -228,13 +244,9 @@ def build_eval_batches(
     )
 
 
-def first_images(dataset: CocoDataset, count: int | None) -> CocoDataset:
+def first_images(dataset: InstanceDataset, count: int | None) -> InstanceDataset:
     """The data set's first `count` images, all for None."""
-    if count is None:
-        return dataset
-    return CocoDataset(
-        dataset.annotation_path, dataset.image_root, dataset.categories, dataset.images[:count]
-    )
+    return dataset if count is None else dataset.first(count)
 
 
 def example_shape(config: ConfigDict, plan: TrainPlan) -> Batch:
@@ -243,5 +255,5 @@ def example_shape(config: ConfigDict, plan: TrainPlan) -> Batch:
     return stack_examples([row] * 2)
 
 
-def _sizes(dataset: CocoDataset) -> np.ndarray:
+def _sizes(dataset: InstanceDataset) -> np.ndarray:
     return np.array([(i.height, i.width) for i in dataset.images], np.int32).reshape(-1, 2)

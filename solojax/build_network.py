@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from solojax.errors import InputError
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead, SeparateMaskFeatures
+from solojax.models.rematerialisation import rematerialised
 from solojax.models.resnet import ResNet
 from solojax.models.segmenter import Segmenter
 from solojax.models.single_scale_neck import SingleScaleNeck
@@ -18,6 +19,14 @@ from solojax.ops.alignment import align_adaptive_max_pool, align_interpolate, al
 from solojax.structures import GridSpec
 
 NUM_MASK_LEVELS = 4  # of the pyramid, that the unified mask features merge
+# train.remat: what the backbone's blocks compute again, and what neck, head and mask features do.
+_REMAT = {
+    "none": ("none", "none"),
+    "blocks": ("whole", "none"),
+    "blocks_convs": ("convs", "none"),
+    "all": ("whole", "whole"),
+    "all_convs": ("convs", "convs"),
+}
 ALIGNMENTS = {
     "interpolate": align_interpolate,
     "adaptive_max_pool": align_adaptive_max_pool,
@@ -37,6 +46,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
       InputError: the grid has not one level for each level of the pyramid.
     """
     model, dtype = config.model, jnp.dtype(config.model.dtype)
+    backbone_remat, other_remat = _REMAT[config.train.remat]
     _check_levels(model)
     return Segmenter(
         backbone=ResNet(
@@ -49,22 +59,23 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
             base_width=model.backbone.base_width,
             deformable=model.backbone.deformable,
             deformable_stages=model.backbone.deformable_stages,
-            remat=config.train.remat,
+            remat=backbone_remat,
             dtype=dtype,
         ),
-        neck=_build_neck(model, dtype),
-        head=_build_head(model, num_classes, dtype),
-        mask_features=_build_mask_features(model, dtype),
+        neck=_build_neck(model, other_remat, dtype),
+        head=_build_head(model, num_classes, other_remat, dtype),
+        mask_features=_build_mask_features(model, other_remat, dtype),
     )
 
 
-def _build_neck(model: ConfigDict, dtype: jnp.dtype) -> nn.Module:
+def _build_neck(model: ConfigDict, remat: str, dtype: jnp.dtype) -> nn.Module:
+    shared = {"channels": model.neck.channels, "dtype": dtype}
     if model.neck.kind == "single_scale":
-        return SingleScaleNeck(channels=model.neck.channels, dtype=dtype)
-    return FPN(channels=model.neck.channels, num_outputs=model.neck.num_outputs, dtype=dtype)
+        return rematerialised(SingleScaleNeck, remat)(**shared)
+    return rematerialised(FPN, remat)(num_outputs=model.neck.num_outputs, **shared)
 
 
-def _build_head(model: ConfigDict, num_classes: int, dtype: jnp.dtype) -> nn.Module:
+def _build_head(model: ConfigDict, num_classes: int, remat: str, dtype: jnp.dtype) -> nn.Module:
     head = model.head
     shared = {
         "num_classes": num_classes,
@@ -75,6 +86,7 @@ def _build_head(model: ConfigDict, num_classes: int, dtype: jnp.dtype) -> nn.Mod
         "align_at": head.align_at,
         "deformable": head.deformable,
         "deformable_convs": head.deformable_convs,
+        "remat": remat,
         "dtype": dtype,
     }
     if head.kind == "solov2":
@@ -90,7 +102,7 @@ def _build_head(model: ConfigDict, num_classes: int, dtype: jnp.dtype) -> nn.Mod
     return DecoupledHead(shared_tower=head.kind == "decoupled_light", **shared)
 
 
-def _build_mask_features(model: ConfigDict, dtype: jnp.dtype) -> nn.Module | None:
+def _build_mask_features(model: ConfigDict, remat: str, dtype: jnp.dtype) -> nn.Module | None:
     features = model.mask_features
     if model.head.kind != "solov2":
         return None
@@ -98,6 +110,7 @@ def _build_mask_features(model: ConfigDict, dtype: jnp.dtype) -> nn.Module | Non
         "channels": features.channels,
         "out_channels": features.out_channels,
         "coordinates": features.coordinates,
+        "remat": remat,
         "dtype": dtype,
     }
     if features.kind == "separate":

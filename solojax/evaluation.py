@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,10 +18,11 @@ from solojax.data.coco import CocoDataset
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.evaluators.results import KINDS, kinds_in_results, load_results
-from solojax.inference import coco_results, evaluation_mesh, predict_batches
-from solojax.structures import PyTree
+from solojax.inference import coco_results, predict_batches
+from solojax.structures import Batch, Detections, PyTree
 from solojax.tasks import Task
 from solojax.train.progress import progress_bar
+from solojax.train.sharding import batch_sharding, evaluation_mesh, gather_json
 
 _logger = logging.getLogger(__name__)
 _UNDEFINED = -1.0  # what COCO's figures are where there is nothing to find
@@ -29,6 +32,10 @@ _MOST_CLASSES_SHOWN = 20
 class Evaluation:
     """Everything that scoring needs, made once and run as often as training asks.
 
+    Where there are several processes, all make one and call its methods together. Each predicts
+    its rows of every batch; results and figures are the same on all, and the same as one process
+    has that gives each device as many images.
+
     Args:
       task: predicts.
       config: its `evaluation` and `data` say what on and how.
@@ -36,6 +43,7 @@ class Evaluation:
     """
 
     def __init__(self, task: Task, config: ConfigDict, dataset: CocoDataset | None = None):
+        config = _with_whole_batches(config)
         dataset = load_val_set(config) if dataset is None else dataset
         self._dataset = first_images(dataset, config.evaluation.max_images)
         self._evaluator = CocoEvaluator(
@@ -45,9 +53,14 @@ class Evaluation:
         )
         self._category_ids = _ids_of_labels(self._dataset, task, config)
         self._mask_threshold = config.evaluation.mask_threshold
-        self._predict = jax.jit(task.predict)
-        self._make_batches = build_eval_batches(config, self._dataset)
         self._mesh = evaluation_mesh(config.evaluation.batch_size)
+        self._predict = jax.jit(task.predict, out_shardings=batch_sharding(self._mesh))
+        self._make_batches = build_eval_batches(
+            config,
+            self._dataset,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
     @property
     def num_images(self) -> int:
@@ -55,50 +68,86 @@ class Evaluation:
         return len(self._dataset.images)
 
     def predict(self, variables: PyTree) -> list[dict]:
-        """COCO results of the data set, under a progress bar.
+        """COCO results of the data set, under a progress bar: by image, best first.
 
-        Images that cannot be read have no results; the log says how many they are.
+        The images stand in the data set's order. Those that cannot be read have no results; the
+        log says how many they are.
 
         Raises:
           InputError: an image has not the size that the annotations give it.
         """
-        predictions = predict_batches(self._predict, variables, self._make_batches(), self._mesh)
         image_ids = [image.id for image in self._dataset.images]
-        unread = overflow = 0
-        with progress_bar(len(image_ids), description="evaluate", unit="image", leave=False) as bar:
+        counts = Counter()
+        own = list(
+            coco_results(
+                self._counted(variables, counts),
+                image_ids,
+                self._category_ids,
+                self._mask_threshold,
+            )
+        )
+        parts = gather_json({"results": own, "counts": counts})
+        totals = sum((Counter(part["counts"]) for part in parts), Counter())
+        _warn_of_omissions(totals, self.num_images)
+        position = {image_id: index for index, image_id in enumerate(image_ids)}
+        results = [result for part in parts for result in part["results"]]
+        return sorted(results, key=lambda result: position[result["image_id"]])
 
-            def counted():
-                nonlocal unread, overflow
-                for batch, detections in predictions:
-                    yield batch, detections
-                    is_image = batch.image_index >= 0
-                    unread += int(np.sum(is_image & ~batch.valid))
-                    overflow += int(np.sum(detections.overflow[batch.valid]))
-                    bar.update(int(is_image.sum()))
-
-            results = list(
-                coco_results(counted(), image_ids, self._category_ids, self._mask_threshold)
-            )
-        if unread:
-            _logger.warning(
-                "%d of %d images could not be read: they count as images without detections",
-                unread,
-                len(image_ids),
-            )
-        if overflow:
-            _logger.warning(
-                "%d candidates found no room among evaluation.max_candidates: raise it",
-                overflow,
-            )
-        return results
+    def _counted(self, variables: PyTree, counts: Counter) -> Iterator[tuple[Batch, Detections]]:
+        """Predictions of this process's rows; counts what is left out."""
+        processes, first = jax.process_count(), jax.process_index() == 0
+        with progress_bar(
+            self.num_images, description="evaluate", unit="image", leave=False, enabled=first
+        ) as bar:
+            for batch, detections in predict_batches(
+                self._predict, variables, self._make_batches(), self._mesh
+            ):
+                yield batch, detections
+                is_image = batch.image_index >= 0
+                counts["unread"] += int(np.sum(is_image & ~batch.valid))
+                counts["overflow"] += int(np.sum(detections.overflow[batch.valid]))
+                # The others have as many images, save in the last batch of a canvas.
+                bar.update(min(int(is_image.sum()) * processes, self.num_images - bar.n))
 
     def score(self, results: list[dict]) -> dict:
-        """The evaluate form: {"mask": …, "box": …, "per_class": …}."""
-        return self._evaluator.run(results)
+        """The evaluate form: {"mask": …, "box": …, "per_class": …}; process 0 computes it."""
+        figures = self._evaluator.run(results) if jax.process_index() == 0 else None
+        return gather_json(figures)[0]
 
     def run(self, variables: PyTree) -> dict[str, float]:
         """Flat metrics, "mask/AP" and so on, for the training loop."""
         return flatten_figures(self.score(self.predict(variables)))
+
+
+def _with_whole_batches(config: ConfigDict) -> ConfigDict:
+    """The config with batches that the processes divide: they are filled up with empty rows."""
+    processes, batch_size = jax.process_count(), config.evaluation.batch_size
+    if batch_size % processes == 0:
+        return config
+    config = config.copy_and_resolve_references()
+    config.evaluation.batch_size = -(-batch_size // processes) * processes
+    _logger.info(
+        "evaluation.batch_size %d is raised to %d, the next multiple of %d processes",
+        batch_size,
+        config.evaluation.batch_size,
+        processes,
+    )
+    return config
+
+
+def _warn_of_omissions(counts: Counter, num_images: int) -> None:
+    """Says what was left out, if anything."""
+    if counts["unread"]:
+        _logger.warning(
+            "%d of %d images could not be read: they count as images without detections",
+            counts["unread"],
+            num_images,
+        )
+    if counts["overflow"]:
+        _logger.warning(
+            "%d candidates found no room among evaluation.max_candidates: raise it",
+            counts["overflow"],
+        )
 
 
 def _ids_of_labels(dataset: CocoDataset, task: Task, config: ConfigDict) -> tuple[int, ...]:
@@ -140,7 +189,12 @@ def score_file(
 
 
 def write_json(contents: dict | list, path: Path) -> None:
-    """Writes a json file that is either whole or, where writing fails, what it was before."""
+    """Writes a json file that is either whole or, where writing fails, what it was before.
+
+    Of several processes the first alone writes.
+    """
+    if jax.process_index() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,17 @@ from solojax.postprocess.rescale import detections_to_coco_results
 from solojax.structures import Batch, Detections, PyTree
 from solojax.tasks import Task
 from solojax.train.checkpoints import load_variables
-from solojax.train.sharding import local_rows, make_mesh, prefetch, replicated
+from solojax.train.sharding import local_rows, prefetch, replicate
+
+_logger = logging.getLogger(__name__)
+
+
+def warn_of_overflow(count: int) -> None:
+    """Says how many candidates were left out, if any were."""
+    if count:
+        _logger.warning(
+            "%d candidates found no room among evaluation.max_candidates: raise it", count
+        )
 
 
 def predict_batches(
@@ -32,18 +43,19 @@ def predict_batches(
     batches: Iterable[Batch],
     mesh: Mesh,
 ) -> Iterator[tuple[Batch, Detections]]:
-    """Yields (host batch, its detections on the host), in order.
+    """Yields (host batch, its detections on the host), in order, of this process's rows.
 
     The next batch is dispatched before the results of the one before are fetched, so that devices
     and host work at the same time.
 
     Args:
       predict: a task's `predict`, jitted by the caller so that it compiles once for all calls.
-      variables: of the network.
-      batches: host batches.
+        With several processes its outputs must be spread as the rows are.
+      variables: of the network, the same on all processes.
+      batches: this process's host batches; every process has as many.
       mesh: spreads the rows of a batch.
     """
-    variables = jax.device_put(variables, replicated(mesh))
+    variables = replicate(variables, mesh)
     pending = None
     for host_batch, batch in prefetch(batches, mesh):
         detections = predict(variables, batch)
@@ -121,6 +133,8 @@ class Segmenter:
     def predict(self, image: str | Path | np.ndarray, image_id: int = 0) -> list[dict]:
         """Finds the objects of one image.
 
+        Candidates beyond `evaluation.max_candidates` are left out, which the log says.
+
         Args:
           image: a file, or (H, W, 3) uint8 RGB.
           image_id: copied into the results.
@@ -133,8 +147,10 @@ class Segmenter:
           InputError: the file cannot be read, or the array is no RGB image.
         """
         batch = self.batch_of(image if isinstance(image, np.ndarray) else read_image(image))
-        predictions = [(batch, jax.device_get(self._predict(self.variables, batch)))]
+        detections = jax.device_get(self._predict(self.variables, batch))
+        warn_of_overflow(int(detections.overflow.sum()))
         threshold = self.config.evaluation.mask_threshold
+        predictions = [(batch, detections)]
         return list(coco_results(predictions, [image_id], self.category_ids, threshold))
 
     def batch_of(self, image: np.ndarray) -> Batch:
@@ -213,7 +229,12 @@ def make_segmenter(
         categories=categories,
         short_side=evaluation.short_side,
         long_side=evaluation.long_side,
-        canvas=canvas_policy(evaluation.canvas, config.data.buckets),
+        canvas=canvas_policy(
+            evaluation.canvas,
+            config.data.buckets,
+            (evaluation.short_side,),
+            evaluation.long_side,
+        ),
         config=config,
         step=step,
     )
@@ -259,10 +280,3 @@ def read_metadata(metadata: dict, path: str):
         ) from error
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from error
-
-
-def evaluation_mesh(batch_size: int) -> Mesh:
-    """A mesh of as many local devices as divide the batch."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    return make_mesh(devices[:count])

@@ -107,6 +107,20 @@ class Batch:
 
 
 @struct.dataclass
+class ViewBatch:
+    """What a step of contrastive pre-training reads: two views of every image.
+
+    The views are crops of the image, resized and perhaps mirrored by the host; what happens to
+    their colours happens on the device.
+    """
+
+    views: Array  # (B, 2, H, W, 3) uint8 RGB
+    valid: Array  # (B,) bool, False for unreadable images
+    image_index: Array  # (B,) int32, position in the data set
+    seed: Array  # (B,) uint32, the row's own random seed
+
+
+@struct.dataclass
 class GridTargets:
     """Which cell learns what (thesis 3.2.3).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer
 from solojax.train.loop import Intervals, train
 from solojax.train.metric_writer import MetricWriter, run_header
-from solojax.train.sharding import check_batch_size, make_mesh, replicated
+from solojax.train.sharding import check_batch_size, make_mesh, replicated, state_sharding
+from solojax.train.start_checks import check_data
 from solojax.train.state import TrainState, create_state
 
 _logger = logging.getLogger(__name__)
@@ -61,10 +63,12 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       InputError: bad data, config, checkpoint or work directory.
+      Preempted: SIGTERM asked the run to end; its state is saved.
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
     train_set = load_train_set(config)
+    check_data(training=train_set)
     task = build_task(config, _num_classes(config, train_set))
     plan = build_train_plan(config, train_set)
     steps = total_steps(config, plan.steps_per_epoch)
@@ -80,17 +84,20 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
         best_metric=config.train.best_metric,
     ) as checkpointer:
         example = example_shape(config, plan)
-        fresh = jax.jit(
-            lambda key: create_state(
-                task, optimizer, key, example, ema=config.train.ema_decay is not None
-            ),
-            out_shardings=replicated(mesh),
-        )
         key = jax.random.key(config.seed)
-        restored = _restore(checkpointer, jax.eval_shape(fresh, key), mesh, train_set)
+        create = functools.partial(
+            create_state, task, optimizer, batch=example, ema=config.train.ema_decay is not None
+        )
+        shapes = jax.eval_shape(create, rng=key)
+        shardings = state_sharding(shapes, mesh, config.train.shard_optimizer)
+        restored = _restore(checkpointer, shapes, shardings, train_set)
         # Not before the checkpoint has proved to be of this config.
         _save_config(config, workdir)
-        state = _start(fresh(key), config, mesh) if restored is None else restored
+        if restored is None:
+            fresh = jax.jit(create, out_shardings=shardings)(rng=key)
+            state = _start(fresh, config, mesh)
+        else:
+            state = restored
         step = int(state.step)
         if step >= steps:
             _logger.info(
@@ -134,6 +141,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
                 seed=config.seed,
                 accumulate_steps=config.train.accumulate_steps,
                 ema_decay=config.train.ema_decay,
+                shard_optimizer=config.train.shard_optimizer,
             )
     _logger.info("the run is complete: step %d of %d is in %s", steps, steps, workdir)
     return state
@@ -141,17 +149,20 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
 
 def _evaluation(config: ConfigDict, task: Task, train_set: CocoDataset) -> Evaluation:
     val_set = load_val_set(config)
+    check_data(validation=val_set)
     check_same_classes(train_set.category_names, val_set)
     return Evaluation(task, config, val_set)
 
 
 def _restore(
-    checkpointer: Checkpointer, template: TrainState, mesh: Mesh, dataset: CocoDataset
+    checkpointer: Checkpointer, shapes: TrainState, shardings: TrainState, dataset: CocoDataset
 ) -> TrainState | None:
-    """The newest state, on all devices; None where the run has none yet."""
+    """The newest state, laid out as the shardings say; None where the run has none yet."""
     restored = checkpointer.restore(
         jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), template
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
         )
     )
     if restored is None:
@@ -244,11 +255,10 @@ def _changes(old: str, config: ConfigDict) -> str:
 
 
 def _say(config: ConfigDict, dataset: CocoDataset, steps: int, devices: int) -> None:
-    objects = sum(len(image.annotations) for image in dataset.images)
     _logger.info(
         "%d images, %d objects, %d classes; %d steps of %d images on %d device(s)",
         len(dataset.images),
-        objects,
+        dataset.num_objects,
         len(dataset.categories),
         steps,
         config.train.batch_size,

@@ -98,8 +98,23 @@ def test_the_plan_follows_the_data(config):
 
 
 def test_canvas_policies():
-    assert build.canvas_policy("multiple_of_32", ())([(33, 64)]) == (64, 64)
-    assert build.canvas_policy("buckets", [[64, 96]]) == Buckets(((64, 96),))
+    def policy(name, buckets):
+        return build.canvas_policy(name, buckets, short_sides=(64,), long_side=128)
+
+    assert policy("multiple_of_32", ())([(33, 64)]) == (64, 64)
+    assert policy("buckets", [[64, 96]]) == Buckets(((64, 96),))
+    assert policy("buckets", ()) == Buckets.for_images((64,), 128)
+
+
+def test_buckets_that_are_not_listed_suit_the_images_of_the_published_recipe(config):
+    dataset = build.load_train_set(config)
+    config.data.short_sides, config.data.long_side = (640, 672, 704, 736, 768, 800), 1333
+    config.data.canvas = config.evaluation.canvas = "buckets"
+    canvases = build.build_train_plan(config, dataset).choose_canvas.canvases
+    assert {(800, 1088), (1088, 800), (800, 1344), (1344, 800), (1344, 1344)} < set(canvases)
+    config.evaluation.short_side, config.evaluation.long_side = 64, 128
+    for batch in build.build_eval_batches(config, dataset)():
+        assert batch.image.shape[1:3] in Buckets.for_images((64,), 128).canvases
 
 
 def test_training_batches_begin_where_they_are_told(config):

@@ -115,14 +115,6 @@ def test_metadata_of_something_else(metadata, problem):
         inference.read_metadata(metadata, "/here")
 
 
-def test_evaluation_takes_as_many_devices_as_divide_the_batch():
-    devices = jax.local_device_count()
-    for batch_size in range(1, 9):
-        size = inference.evaluation_mesh(batch_size).size
-        assert batch_size % size == 0
-        assert not any(batch_size % n == 0 for n in range(size + 1, devices + 1))
-
-
 def test_batches_come_back_in_order_with_their_detections():
     """`predict` doubles the image index, so that a swap of batches would show."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
+from solojax.train import distributed
 
 _ONLY_FOR_CHECKPOINTS = ("checkpoint", "step", "config", "images", "save_predictions")
 
@@ -20,6 +21,8 @@ Of a checkpoint, on the validation set of the config it was trained with:
 Of a results file that exists already, by whatever made it:
 
   solojax evaluate --predictions results.json --annotations instances_val2017.json
+
+On several processes, as in `solojax train`: the figures are those of one process.
 
 How much of the error lies in the masks (thesis Table 3.7): with --replace-masks-with-gt."""
 
@@ -52,18 +55,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="fast: faster-coco-eval; reference: pycocotools (the same figures)",
     )
 
+    flags.add_distributed_flags(parser)
+
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates and prints the table."""
+    """Evaluates; process 0 prints the table."""
+    flags.start_distributed(args)
     from solojax.evaluation import figures_table, write_json
 
-    flags.check_output_file(args.output, "--output")
-    flags.check_output_file(args.save_predictions, "--save_predictions")
+    if _is_first():
+        flags.check_output_file(args.output, "--output")
+        flags.check_output_file(args.save_predictions, "--save_predictions")
     figures = _score_file(args) if args.predictions else _score_checkpoint(args)
-    print(figures_table(figures))
+    _say(figures_table(figures))
     if args.output:
         write_json(figures, args.output)
+    distributed.finish()
     return 0
+
+
+def _is_first() -> bool:
+    return distributed.process_id() in (None, 0)
+
+
+def _say(text: str) -> None:
+    if _is_first():
+        print(text)
 
 
 def _score_file(args: argparse.Namespace) -> dict:
@@ -107,11 +124,11 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     names = tuple(name for _, name in model.categories)
     unnamed = names == unnamed_classes(len(dataset.category_names))
     if unnamed and not config.evaluation.class_agnostic:
-        print("the checkpoint does not name its classes: they are taken in the data set's order")
+        _say("the checkpoint does not name its classes: they are taken in the data set's order")
     elif not config.evaluation.class_agnostic:
         check_same_classes(names, dataset)
     evaluation = Evaluation(model.task, config, dataset)
-    print(
+    _say(
         f"step {model.step} of {args.checkpoint} on {evaluation.num_images} images of "
         f"{dataset.annotation_path}"
     )

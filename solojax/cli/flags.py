@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,38 +150,86 @@ def add_step_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_distributed(args: argparse.Namespace) -> None:
-    """Joins the other processes, if there are any."""
-    arguments = read_distributed(args)
-    if arguments is not None:
-        import jax
+def start_distributed(args: argparse.Namespace, *, preemption: bool = False) -> None:
+    """Joins the other processes, if there are any; process 0 alone goes on with its log.
 
-        jax.distributed.initialize(**arguments)
+    Args:
+      args: with the flags of `add_distributed_flags`.
+      preemption: see `solojax.train.distributed.start`.
+
+    Raises:
+      InputError: flags or environment do not make sense, or process 0 cannot listen.
+    """
+    arguments = read_distributed(args)
+    from solojax.train import distributed
+    from solojax.train.cluster import Cluster, detect_cluster
+
+    if arguments is None:
+        cluster = detect_cluster(args.initialization_timeout)
+    else:
+        cluster = Cluster(**arguments)
+    if cluster is None or cluster.num_processes == 1:
+        return
+    distributed.start(
+        cluster,
+        heartbeat_timeout=args.heartbeat_timeout,
+        initialization_timeout=args.initialization_timeout,
+        preemption=preemption,
+    )
+    if cluster.process_id != 0:
+        logging.getLogger("solojax").setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            prefix = f"process {cluster.process_id}: "
+            handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--coordinator`, `--process_id` and `--num_processes`."""
+    """Adds `--coordinator`, `--process_id`, `--num_processes` and the two time-outs."""
     group = parser.add_argument_group(
         "several processes",
-        "Run the same command in every process. The environment variables\n"
-        "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and JAX_NUM_PROCESSES stand in for flags that\n"
-        "are not given.",
+        "Run the same command in every process, with --workdir on storage that they share. Under\n"
+        "Slurm (srun), Open MPI and on TPU pods nothing else is needed; elsewhere give the first\n"
+        "three flags, or the environment variables JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and\n"
+        "JAX_NUM_PROCESSES. An error of one process ends all of them, with its exit code and its\n"
+        "line; where one falls silent the others end with code 3 and name it.",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
     group.add_argument("--process_id", metavar="N", type=int, help="this process, from 0")
     group.add_argument("--num_processes", metavar="N", type=int, help="how many there are")
+    group.add_argument(
+        "--heartbeat_timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=100,
+        help="silence after which a process is given up and the others end (default 100; reading "
+        "a large annotation file may hold a process up for tens of seconds)",
+    )
+    group.add_argument(
+        "--initialization_timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=300,
+        help="how long the processes wait for each other at the start (default 300)",
+    )
+
+
+def _seconds(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of seconds from 1 to 86400")
+    return int(text)
 
 
 def read_distributed(
     args: argparse.Namespace, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str | int] | None:
-    """Returns the arguments of `jax.distributed.initialize`, or None for a single process.
+    """Returns the fields of `train.cluster.Cluster`, or None where neither flags nor JAX's
+    environment variables say anything.
 
     Raises:
       InputError: some of the three are given and others are not, or they make no sense.
     """
     values = {
-        "coordinator_address": args.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+        "coordinator": args.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
         "process_id": _number(args.process_id, "JAX_PROCESS_ID", environment),
         "num_processes": _number(args.num_processes, "JAX_NUM_PROCESSES", environment),
     }
@@ -190,11 +239,9 @@ def read_distributed(
         return None
     if absent:
         raise InputError(f"several processes need {' and '.join(absent)} too: give it")
-    host, _, port = values["coordinator_address"].rpartition(":")
+    host, _, port = values["coordinator"].rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(
-            f"--coordinator is '{values['coordinator_address']}': give HOST:PORT of process 0"
-        )
+        raise InputError(f"--coordinator is '{values['coordinator']}': give HOST:PORT of process 0")
     if not 0 <= values["process_id"] < values["num_processes"]:
         raise InputError(
             f"--process_id is {values['process_id']} of {values['num_processes']} processes: "

@@ -24,6 +24,7 @@ from importlib import metadata
 from solojax.config.names import nearest_name
 from solojax.config.schema import known_keys
 from solojax.errors import InputError
+from solojax.train import distributed
 
 VERBS = {
     "demo": "see it all work in minutes: make images, train, evaluate, draw the results",
@@ -34,6 +35,9 @@ VERBS = {
     "benchmark": "time the phases of inference and a training step",
     "info": "parameters, operations and memory of a config's network",
     "convert": "checkpoints of PyTorch in and out, and a proof that the numbers agree",
+    "prepare": "write a data set as sharded records, for training at scale",
+    "aot": "compile for a TPU slice without a TPU: memory, operations, collectives",
+    "export": "write the prediction step as one file that runs without this project",
 }
 
 _BAD_INPUT = 2
@@ -57,29 +61,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Codes: 0 done, 2 bad input (one line on stderr says what), 130 interrupted from the keyboard,
     otherwise what the verb returns. With `--debug` an error's traceback comes before its line.
+
+    One of several processes does not return from an error: the others end with it, see
+    `solojax.train.distributed`; code 3 says that another one was lost.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)
-    except InputError as error:
-        return _report(str(error), _BAD_INPUT, argv)
-    except KeyboardInterrupt:
-        return _report("interrupted", _INTERRUPTED, argv)
-    except OSError as error:
-        if error.errno not in _ADVICE:
+    except (Exception, KeyboardInterrupt) as error:
+        line, code = _explain(error)
+        if line is None:
+            distributed.stop_because(error)
             raise
+        _report(line, argv)
+        if isinstance(error, distributed.Disagreement):
+            distributed.stop_alike(code)
+        distributed.stop(line, code)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str | None, int]:
+    """The line for a person and the exit code; no line for what is a fault of the program."""
+    if isinstance(error, InputError):
+        return _one_line(str(error)), _BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", _INTERRUPTED
+    if isinstance(error, OSError) and error.errno in _ADVICE:
         where = error.filename if error.filename is not None else "a file"
         line = f"{where}: {error.strerror or error}: {_ADVICE[error.errno]}"
-        return _report(line, _BAD_INPUT, argv)
+        return _one_line(line), _BAD_INPUT
+    return None, 1
 
 
-def _report(message: str, code: int, argv: list[str]) -> int:
+def _report(line: str, argv: list[str]) -> None:
     if "--debug" in argv:
         traceback.print_exc()
     verb = next(iter(_without_debug(argv)), None)
     name = f"solojax {verb}" if verb in VERBS else "solojax"
-    print(f"{name}: {_one_line(message)}", file=sys.stderr)
-    return code
+    print(f"{name}{distributed.name_suffix()}: {line}", file=sys.stderr)
 
 
 def _one_line(message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from solojax.cli import flags
 
@@ -12,7 +13,9 @@ HELP = """Trains a model, or goes on with a run that was stopped: the same comma
   solojax train --config configs/solov2.py:mushrooms --workdir runs/m --config.seed=1
 
 Written to the work directory: config.json, metrics.jsonl (a json object a line), TensorBoard
-events, checkpoints/ (the newest ones and the best). Afterwards:
+events, checkpoints/ (the newest ones and the best). SIGTERM, which a machine that is about to be
+taken away gets, lets the step finish, saves a checkpoint and ends with code 143; a second one ends
+at once. Afterwards:
 
   solojax evaluate --checkpoint runs/r50
   solojax predict --checkpoint runs/r50 --images photo.jpg --output out"""
@@ -27,10 +30,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains."""
+    # First of all, so that the other processes hear of whatever is wrong here.
+    flags.start_distributed(args, preemption=True)
     config = flags.read_config(args)
     workdir = flags.make_workdir(args.workdir)
-    flags.start_distributed(args)
+    from solojax.config.schema import flatten
+    from solojax.train import distributed
+    from solojax.train.preemption import EXIT_CODE, Preempted
+    from solojax.train.start_checks import check_start, check_workdir
     from solojax.training import run_training
 
-    run_training(config, workdir)
-    return 0
+    check_start(flatten(config))
+    check_workdir(workdir)
+    code = 0
+    try:
+        run_training(config, workdir)
+    except Preempted as notice:
+        print(f"solojax train{distributed.name_suffix()}: {notice}", file=sys.stderr)
+        code = EXIT_CODE
+    distributed.finish()
+    return code

@@ -149,6 +149,11 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     # Folder of the data set. The four paths below are relative to it.
     data.root = "data/coco"
+    # coco (json and image files) | records (what `solojax prepare` wrote into data.root).
+    data.format = "coco"
+    # With records, the splits to read; with coco, the four paths.
+    data.train_split = "train"
+    data.val_split = "val"
     # COCO json files, and the folders in which their `file_name` entries are.
     data.train_annotations = "annotations/instances_train2017.json"
     data.train_images = "train2017"
@@ -162,7 +167,8 @@ def _data() -> ConfigDict:
     # How a batch's images are padded to one size: multiple_of_32 (the largest image of the batch,
     # rounded up; one compilation per size) | buckets (the smallest of `buckets` that fits).
     data.canvas = "multiple_of_32"
-    # (height, width) of every canvas that training and evaluation may use with `buckets`.
+    # (height, width) of every canvas that training and evaluation may use with `buckets`. Empty:
+    # each gets some that suit its short and long sides, upright, wide and square.
     data.buckets = ()
     # Whether a batch holds only upright or only wide images.
     data.group_by_orientation = True
@@ -205,8 +211,13 @@ def _train() -> ConfigDict:
     train.accumulate_steps = 1
     # Decay per step of a moving average of the parameters, which is then what gets evaluated.
     train.ema_decay = _optional(float)
-    # Whether the backward pass computes activations anew: less memory, more time.
-    train.remat = False
+    # What the backward pass computes anew instead of keeping it, for less memory and more time:
+    # none | blocks (all inside the backbone's residual blocks) | blocks_convs (as blocks, but the
+    # results of convolutions are kept: norms and ReLUs alone run again) | all (also the neck and
+    # the blocks of the heads and mask features) | all_convs (as all, convolutions kept).
+    train.remat = "none"
+    # Whether each device keeps only its part of the optimizer's state (and of the summed gradient).
+    train.shard_optimizer = False
     return train
 
 

@@ -40,6 +40,8 @@ def from_json(text: str) -> ConfigDict:
         raise InputError(f"config text is a JSON {type(tree).__name__}: it must be an object")
     config, known = base_config(), known_keys()
     for path, value in flatten(ConfigDict(tree)).items():
+        if path == "train.remat" and isinstance(value, bool):  # which chose blocks or none
+            value = "blocks" if value else "none"
         if path not in known:
             raise unknown_key_error(path)
         try:

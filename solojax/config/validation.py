@@ -27,6 +27,8 @@ _CHOICES = {
     "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
     "model.backbone.frozen_stages": (-1, 0, 1, 2, 3, 4),
     "data.canvas": ("multiple_of_32", "buckets"),
+    "data.format": ("coco", "records"),
+    "train.remat": ("none", "blocks", "blocks_convs", "all", "all_convs"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
     "evaluation.canvas": ("multiple_of_32", "buckets"),
@@ -197,12 +199,6 @@ def _check_data(config: ConfigDict) -> None:
         _check_tuple("data.buckets", bucket, int, 2)
         if any(side % 32 for side in bucket):
             raise _error("data.buckets", bucket, "both sides must be multiples of 32")
-    for path, canvas in (
-        ("data.canvas", data.canvas),
-        ("evaluation.canvas", config.evaluation.canvas),
-    ):
-        if canvas == "buckets" and not data.buckets:
-            raise _error(path, canvas, "list the (height, width) of each in data.buckets")
 
 
 def _check_train(config: ConfigDict) -> None:

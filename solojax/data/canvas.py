@@ -47,30 +47,54 @@ class Buckets:
 
     @classmethod
     def from_scales(
-        cls, short_sides: Sequence[int], long_side: int, aspect_ratio: float = 4 / 3
+        cls,
+        short_sides: Sequence[int],
+        long_side: int,
+        aspect_ratios: Sequence[float] = (1, 4 / 3, 3 / 2),
     ) -> Buckets:
         """Canvases by scale and orientation for images resized by `resized_shape`.
 
-        Per short side: landscape and portrait of `aspect_ratio` (most photos), and the square that
-        holds a batch of both. For the rare longer images, the same three up to `long_side` at the
-        largest scale, so that every resized image has a canvas. Fewer short sides make fewer
-        programs; the largest has to be among them.
+        Per short side: landscape and portrait of each aspect ratio (4/3 and 3/2 are most photos).
+        For the rare longer images, the same up to `long_side` at the largest scale, and a square
+        that holds anything, for the few batches of both orientations: every resized image has a
+        canvas. Fewer short sides make fewer programs; the largest has to be among them.
         """
-        if not short_sides or min(short_sides) <= 0 or long_side <= 0 or aspect_ratio < 1:
+        if (
+            not short_sides
+            or min(short_sides) <= 0
+            or long_side <= 0
+            or not aspect_ratios
+            or min(aspect_ratios) < 1
+        ):
             raise InputError(
                 f"canvas buckets: short sides {tuple(short_sides)}, long side {long_side} and "
-                f"aspect ratio {aspect_ratio} make no canvas; give positive sides and a ratio >= 1"
+                f"aspect ratios {tuple(aspect_ratios)} make no canvas; give positive sides and "
+                "ratios of at least 1"
             )
         pairs = [
-            (min(short, long_side), min(int(short * aspect_ratio + 0.5), long_side))
+            (min(short, long_side), min(int(short * ratio + 0.5), long_side))
             for short in short_sides
+            for ratio in aspect_ratios
         ]
-        pairs.append((min(max(short_sides), long_side), long_side))
+        pairs += [(min(max(short_sides), long_side), long_side), (long_side, long_side)]
         canvases = set()
         for short, long in pairs:
             short, long = _round_up(short), _round_up(long)
-            canvases |= {(short, long), (long, short), (long, long)}
+            canvases |= {(short, long), (long, short)}
         return cls(tuple(sorted(canvases, key=_area_first)))
+
+    @classmethod
+    def for_images(cls, short_sides: Sequence[int], long_side: int) -> Buckets:
+        """The canvases for images whose short side is drawn from `short_sides`, row by row.
+
+        Those of the largest and of the middle short side: the largest row of a batch decides, and
+        among many rows one is large, so that canvases for every scale would be compiled for
+        next to nothing.
+        """
+        scales = sorted(short_sides)
+        if len(scales) > 2:
+            scales = [scales[(len(scales) - 1) // 2], scales[-1]]
+        return cls.from_scales(scales, long_side)
 
     def __call__(self, sizes: Iterable[Size]) -> Size:
         """The canvas of least area that holds all (height, width); InputError if none does."""

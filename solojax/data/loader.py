@@ -18,12 +18,14 @@ from absl import flags
 
 from solojax.data.canvas import Size
 from solojax.data.plan import PADDING, EvalPlan, StepPlan, TrainPlan
+from solojax.data.view_plan import ViewPlan
 from solojax.errors import BrokenImage, InputError
 from solojax.structures import Batch, Instances
 
 Example = dict[str, Any]
 LoadRow = Callable[[int, int, bool, Size, int], Example]
 MakeEmptyRow = Callable[[Size], Example]
+Stack = Callable[[Sequence[Example]], Any]
 
 _INSTANCE_FIELDS = {
     "boxes": "boxes",
@@ -43,7 +45,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train_batches(
-    plan: TrainPlan,
+    plan: TrainPlan | ViewPlan,
     load_row: LoadRow,
     make_empty_row: MakeEmptyRow,
     *,
@@ -54,7 +56,8 @@ def train_batches(
     threads: int = 8,
     workers: int = 0,
     prefetch: int = 2,
-) -> Iterator[Batch]:
+    stack: Stack | None = None,
+) -> Iterator[Any]:
     """Yields this process's rows of the global steps start_step .. start_step + num_steps - 1.
 
     Process p of P takes the p-th of P equal, contiguous parts of each global batch. The values do
@@ -82,6 +85,7 @@ def train_batches(
         `load_row` holds Python's lock for long; they take seconds to start, and handing over a row
         of 800 x 1344 pixels costs milliseconds.
       prefetch: batches that are read ahead.
+      stack: maps the examples of a step to what is yielded; None makes a `Batch`.
 
     Returns:
       An iterator whose `close()` ends the threads and workers before the last step.
@@ -92,7 +96,7 @@ def train_batches(
     rows = _Rows(
         plan, load_row, make_empty_row, start_step, num_steps, process_index, process_count
     )
-    return _read(rows, threads, workers, prefetch)
+    return _read(rows, threads, workers, prefetch, stack or stack_examples)
 
 
 def eval_batches(
@@ -113,10 +117,10 @@ def eval_batches(
     `train_batches`.
     """
     rows = _Rows(plan, load_row, make_empty_row, 0, plan.num_steps, process_index, process_count)
-    return _read(rows, threads, workers, prefetch)
+    return _read(rows, threads, workers, prefetch, stack_examples)
 
 
-def _read(rows: _Rows, threads: int, workers: int, prefetch: int) -> Iterator[Batch]:
+def _read(rows: _Rows, threads: int, workers: int, prefetch: int, stack: Stack) -> Iterator[Any]:
     if min(threads, workers) < 0 or prefetch < 1:
         raise InputError(
             f"threads={threads} and workers={workers} must not be negative, and prefetch="
@@ -125,7 +129,7 @@ def _read(rows: _Rows, threads: int, workers: int, prefetch: int) -> Iterator[Ba
     dataset = _prefetched(rows, threads, workers, rows_ahead=prefetch * rows.local_batch)
     # Batched in this process and after prefetching: the rows of one batch are read in parallel,
     # and no array of the result lies in memory shared with a worker.
-    dataset = dataset.batch(rows.local_batch, drop_remainder=True, batch_fn=_Collate())
+    dataset = dataset.batch(rows.local_batch, drop_remainder=True, batch_fn=_Collate(stack))
     return _iterate(dataset, rows.num_steps)
 
 
@@ -157,7 +161,7 @@ def _let_grain_read_its_flag() -> None:
         flags.FLAGS[name].present = 1
 
 
-def _iterate(dataset: grain.IterDataset, num_steps: int) -> Iterator[Batch]:
+def _iterate(dataset: grain.IterDataset, num_steps: int) -> Iterator[Any]:
     iterator = iter(dataset)
     try:
         # Counted, not looped over: should the data end early, the StopIteration of `next` turns
@@ -172,7 +176,7 @@ def _iterate(dataset: grain.IterDataset, num_steps: int) -> Iterator[Batch]:
 class _Rows:
     """Random access to one process's rows of all steps: (example, what was wrong with it or "")."""
 
-    plan: TrainPlan | EvalPlan
+    plan: TrainPlan | EvalPlan | ViewPlan
     load_row: LoadRow
     make_empty_row: MakeEmptyRow
     start_step: int
@@ -266,9 +270,10 @@ def _survives_pickling(error: Exception) -> bool:
 
 
 class _Collate:
-    """Stacks rows to a Batch and logs what was wrong with them, once for each image."""
+    """Stacks rows to a batch and logs what was wrong with them, once for each image."""
 
-    def __init__(self):
+    def __init__(self, stack: Stack):
+        self._stack = stack
         self._logged: set[int] = set()
 
     def __call__(self, rows: Sequence[tuple[Example, str]]) -> Batch:
@@ -278,22 +283,22 @@ class _Collate:
             if problem and index not in self._logged:
                 self._logged.add(index)
                 _logger.warning("image left out: %s", problem)
-        return stack_examples(examples)
+        return self._stack(examples)
 
 
 def stack_examples(examples: Sequence[Example]) -> Batch:
     """Makes a batch of rows of one canvas; see `train_batches` for the form of an example."""
     factors = sorted(int(key.split("/")[1]) for key in examples[0] if key.startswith("masks/"))
     return Batch(
-        **{name: _stack(examples, name) for name in _BATCH_FIELDS},
+        **{name: stack_field(examples, name) for name in _BATCH_FIELDS},
         instances=Instances(
-            **{name: _stack(examples, key) for name, key in _INSTANCE_FIELDS.items()},
-            coarse_masks=tuple(_stack(examples, f"masks/{factor}") for factor in factors),
+            **{name: stack_field(examples, key) for name, key in _INSTANCE_FIELDS.items()},
+            coarse_masks=tuple(stack_field(examples, f"masks/{factor}") for factor in factors),
         ),
     )
 
 
-def _stack(examples: Sequence[Example], key: str) -> np.ndarray:
+def stack_field(examples: Sequence[Example], key: str) -> np.ndarray:
     """Stacks to a plain array of the first row's shape and dtype, which all rows must have."""
     arrays = [np.asarray(example[key]) for example in examples]
     out = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)

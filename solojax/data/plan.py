@@ -3,8 +3,7 @@
 A plan holds no position. `plan.at(step)` returns the same answer in any process, in any order of
 calls and after any interruption, so a step number is the whole state of a loader. The random bits
 come from Philox, a counter-based generator: the bits of the p-th row of training are block p of one
-stream, whatever the batch size and the number of hosts. Raw bits are turned into choices here,
-because NumPy promises to keep its bit generators' streams, but not its distributions'.
+stream, whatever the batch size and the number of hosts.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from collections.abc import Callable
 import numpy as np
 
 from solojax.data.canvas import CanvasPolicy, Size
+from solojax.data.random_bits import even_draws, permutation, philox
 from solojax.errors import InputError
 
 ResizedShape = Callable[[int, int, int, int], Size]
 
 # What a stream of random bits is for. Part of what makes a run repeatable: never renumber.
-_IMAGE_ORDER, _CHUNK_ORDER, _ROWS = 0, 1, 2
+IMAGE_ORDER, CHUNK_ORDER, ROWS = 0, 1, 2
 
 PADDING = -1
 
@@ -211,7 +211,7 @@ def _checked_sizes(sizes, batch_size: int, purpose: str) -> np.ndarray:
 def _train_step(plan: TrainPlan, step: int) -> StepPlan:
     first = step * plan.batch_size
     indices = _stream(plan, first, first + plan.batch_size)
-    bits = _philox(plan.seed, _ROWS, counter=first).random_raw(4 * plan.batch_size).reshape(-1, 4)
+    bits = philox(plan.seed, ROWS, counter=first).random_raw(4 * plan.batch_size).reshape(-1, 4)
     short_sides = np.asarray(plan.short_sides, np.int32)[bits[:, 1] % len(plan.short_sides)]
     resized = [
         plan.resized_shape(height, width, short_side, plan.long_side)
@@ -223,8 +223,7 @@ def _train_step(plan: TrainPlan, step: int) -> StepPlan:
         image_indices=indices.astype(np.int32),
         seeds=(bits[:, 0] >> 32).astype(np.uint32),
         short_sides=short_sides,
-        # The upper 53 bits are an even draw from [0, 1) in float64.
-        flips=(bits[:, 2] >> 11) * 2.0**-53 < plan.flip_probability,
+        flips=even_draws(bits[:, 2]) < plan.flip_probability,
         canvas=plan.choose_canvas(resized),
     )
 
@@ -240,7 +239,7 @@ def _stream(plan: TrainPlan, first: int, last: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(plan: TrainPlan, epoch: int) -> np.ndarray:
-    order = _permutation(plan.num_images, plan.seed, _IMAGE_ORDER, epoch)
+    order = permutation(plan.num_images, plan.seed, IMAGE_ORDER, epoch)
     if not plan.group_by_orientation:
         return order
     head = -epoch * plan.num_images % plan.batch_size
@@ -252,15 +251,5 @@ def _epoch_order(plan: TrainPlan, epoch: int) -> np.ndarray:
         batches.append(part[:whole].reshape(-1, plan.batch_size))
         left_overs.append(part[whole:])
     batches = np.concatenate(batches)
-    batches = batches[_permutation(len(batches), plan.seed, _CHUNK_ORDER, epoch)]
+    batches = batches[permutation(len(batches), plan.seed, CHUNK_ORDER, epoch)]
     return np.concatenate([order[:head], batches.reshape(-1), *left_overs])
-
-
-def _permutation(length: int, seed: int, purpose: int, epoch: int) -> np.ndarray:
-    return np.argsort(_philox(seed, purpose, epoch).random_raw(length), kind="stable")
-
-
-def _philox(seed: int, *purpose: int, counter: int = 0) -> np.random.Philox:
-    """The random bits of one purpose, from block `counter` (of four 64-bit words) on."""
-    key = np.random.SeedSequence(seed, spawn_key=purpose).generate_state(2, np.uint64)
-    return np.random.Philox(key=key, counter=counter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -36,10 +37,38 @@ def decode_segmentation(
         if isinstance(rle["counts"], list | tuple):
             rle = mask_utils.frPyObjects(rle, height, width)
         return _decode_resized(rle, out_height, out_width)
-    scale = np.array([out_width / width, out_height / height])
-    scaled = [(np.reshape(polygon, (-1, 2)) * scale).reshape(-1) for polygon in segmentation]
-    rle = mask_utils.merge(mask_utils.frPyObjects(scaled, out_height, out_width))
+    scale = (out_width / width, out_height / height)
+    rle = rasterize_polygons(segmentation, scale, out_height, out_width)
     return _decode_resized(rle, out_height, out_width)
+
+
+def rasterize_polygons(
+    polygons: Sequence, scale: tuple[float, float], height: int, width: int
+) -> Mapping:
+    """Joins polygons [[x1, y1, ...], ...], multiplied by (x, y) factors, to compressed run lengths.
+
+    Args:
+      polygons: see `decode_segmentation`.
+      scale: of x and of y.
+      height: of the mask.
+      width: likewise.
+
+    Returns:
+      {"size": [height, width], "counts": bytes}.
+    """
+    scaled = [(np.reshape(polygon, (-1, 2)) * scale).reshape(-1) for polygon in polygons]
+    return mask_utils.merge(mask_utils.frPyObjects(scaled, height, width))
+
+
+@functools.lru_cache(maxsize=64)  # the same for all objects of an image
+def nearest_pixels(source: int, target: int) -> np.ndarray:
+    """The pixel of `source` that the centre of each of `target` falls into, along one axis.
+
+    floor((i + 1/2) * source / target) for every i below `target`, in whole numbers; read-only.
+    """
+    pixels = (2 * np.arange(target) + 1) * source // (2 * target)
+    pixels.setflags(write=False)
+    return pixels
 
 
 def shrink_mask(mask: np.ndarray, factor: int = 4) -> np.ndarray:
@@ -60,11 +89,13 @@ def shrink_mask(mask: np.ndarray, factor: int = 4) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def center_of_mass(mask: np.ndarray) -> np.ndarray:
+def center_of_mass(mask: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
     """Centre of mass (x, y) of a binary mask in pixel indices (thesis 3.2.3).
 
     Args:
-      mask: (H, W) uint8 in {0, 1}.
+      mask: (H, W) uint8 in {0, 1}, or the part of a mask beyond which it is 0.
+      top: the row of that part's first pixel.
+      left: the column likewise.
 
     Returns:
       (2,) float32: sum(index * mask) / sum(mask), without the half pixel; (0, 0) for an empty mask.
@@ -72,7 +103,10 @@ def center_of_mass(mask: np.ndarray) -> np.ndarray:
     columns = cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0].astype(np.int64)
     rows = cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0].astype(np.int64)
     area = max(1, int(columns.sum()))
-    moments = (columns @ np.arange(columns.size), rows @ np.arange(rows.size))
+    moments = (
+        columns @ np.arange(left, left + columns.size),
+        rows @ np.arange(top, top + rows.size),
+    )
     return np.asarray([moment / area for moment in moments], np.float32)
 
 
@@ -84,11 +118,6 @@ def _decode_resized(rle: Mapping, out_height: int, out_width: int) -> np.ndarray
     columns_first = mask_utils.decode(rle).T
     width, height = columns_first.shape
     if width != out_width:
-        columns_first = columns_first[_nearest(width, out_width)]
+        columns_first = columns_first[nearest_pixels(width, out_width)]
     mask = cv2.transpose(columns_first)
-    return mask if height == out_height else mask[_nearest(height, out_height)]
-
-
-def _nearest(source: int, target: int) -> np.ndarray:
-    """floor((i + 1/2) * source / target) for every i below `target`, in whole numbers."""
-    return (2 * np.arange(target) + 1) * source // (2 * target)
+    return mask if height == out_height else mask[nearest_pixels(height, out_height)]

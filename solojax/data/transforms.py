@@ -7,8 +7,8 @@ import numpy as np
 
 from solojax.data.coco import Annotation, ImageRecord
 from solojax.data.image_io import check_image_size
-from solojax.data.packing import pack_masks
-from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
+from solojax.data.mask_window import MaskWindow, decode_window, shrink_and_pack
+from solojax.data.segmentation import center_of_mass
 from solojax.errors import InputError
 
 Example = dict[str, np.ndarray | np.generic]
@@ -155,23 +155,25 @@ def make_example(
     height, width = _place_image(example, image, short_side, long_side, flip)
     example["image_index"] = np.int32(image_index)
     example["seed"] = np.uint32(seed)
+    # Masks are shrunk from here, each after the one before has been wiped out.
+    sheet = np.zeros(_mask_shape(height, width, pad_before_shrinking), np.uint8)
     count = dropped = 0
     for annotation in record.annotations:
         if annotation.iscrowd:
             continue
         mask = _transform_mask(annotation, record, height, width, flip)
-        if cv2.countNonZero(mask) < max(1, min_mask_area):
+        if mask.area < max(1, min_mask_area):
             continue
-        left, top, right, bottom = box = _transform_box(annotation, record, mask, flip)
+        left, top, right, bottom = box = _transform_box(
+            annotation, record, mask, height, width, flip
+        )
         if left >= right or top >= bottom:
             continue
         if count == max_instances:
             dropped += 1
             continue
         _write_instance(example, count, box, annotation.label, mask)
-        if pad_before_shrinking:
-            mask = _pad_to_step(mask)
-        _write_masks(example, count, mask, coarse_factors)
+        _write_masks(example, count, mask, sheet, coarse_factors)
         count += 1
     example["dropped_instances"] = np.int32(dropped)
     return example
@@ -188,33 +190,45 @@ def _place_image(
             f"canvas {canvas.shape[0]}x{canvas.shape[1]} (height x width) is too small for the "
             f"resized image of {height}x{width}; choose a canvas that holds it"
         )
+    place = canvas[:height, :width]
     if (height, width) == image.shape[:2]:
-        resized = image
+        place[:] = image
     else:
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    canvas[:height, :width] = cv2.flip(resized, 1) if flip else resized
+        cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+    if flip:
+        cv2.flip(place, 1, dst=place)
     example["image_size"][:] = height, width
     example["original_size"][:] = image.shape[:2]
     example["valid"] = np.bool_(True)
     return height, width
 
 
+def _mask_shape(height: int, width: int, pad: bool) -> tuple[int, int]:
+    """Of the masks that are shrunk: the resized image's, or the next multiples of 32."""
+    if not pad:
+        return height, width
+    return height + -height % _CANVAS_STEP, width + -width % _CANVAS_STEP
+
+
 def _transform_mask(
     annotation: Annotation, record: ImageRecord, height: int, width: int, flip: bool
-) -> np.ndarray:
-    """(height, width) uint8 mask of the resized and perhaps flipped image."""
-    mask = decode_segmentation(annotation.segmentation, record.height, record.width, height, width)
-    return cv2.flip(mask, 1) if flip else mask
+) -> MaskWindow:
+    """The object in the resized and perhaps flipped image of (height, width)."""
+    mask = decode_window(annotation.segmentation, record.height, record.width, height, width)
+    return mask.flipped(width) if flip else mask
 
 
 def _transform_box(
-    annotation: Annotation, record: ImageRecord, mask: np.ndarray, flip: bool
+    annotation: Annotation,
+    record: ImageRecord,
+    mask: MaskWindow,
+    height: int,
+    width: int,
+    flip: bool,
 ) -> tuple[float, float, float, float]:
-    """Box xyxy in the resized and perhaps flipped image, clipped to it."""
-    height, width = mask.shape
+    """Box xyxy in the resized and perhaps flipped image of (height, width), clipped to it."""
     if annotation.bbox_xywh is None:
-        x, y, box_width, box_height = cv2.boundingRect(mask)
-        return x, y, x + box_width, y + box_height
+        return mask.box_xyxy
     x, y, box_width, box_height = annotation.bbox_xywh
     x_scale, y_scale = width / record.width, height / record.height
     left, right = x * x_scale, (x + box_width) * x_scale
@@ -225,24 +239,24 @@ def _transform_box(
 
 
 def _write_instance(
-    example: Example, index: int, box_xyxy: tuple[float, ...], label: int, mask: np.ndarray
+    example: Example, index: int, box_xyxy: tuple[float, ...], label: int, mask: MaskWindow
 ) -> None:
     example["boxes"][index] = box_xyxy
     example["labels"][index] = label
-    example["centers"][index] = center_of_mass(mask)
+    example["centers"][index] = center_of_mass(mask.mask, mask.top, mask.left)
     example["instance_valid"][index] = True
 
 
-def _pad_to_step(mask: np.ndarray) -> np.ndarray:
-    """Pads a mask at the right and the bottom to multiples of the canvas step."""
-    height, width = mask.shape
-    return np.pad(mask, ((0, -height % _CANVAS_STEP), (0, -width % _CANVAS_STEP)))
-
-
 def _write_masks(
-    example: Example, index: int, mask: np.ndarray, coarse_factors: tuple[int, ...]
+    example: Example,
+    index: int,
+    mask: MaskWindow,
+    sheet: np.ndarray,
+    coarse_factors: tuple[int, ...],
 ) -> None:
-    """Shrinks and packs a mask at 1/4 and at every coarser scale."""
+    """Shrinks and packs a mask at 1/4 and at every coarser scale; the sheet is zeros again then."""
+    mask.paste(sheet)
     for factor, key in ((4, "masks"), *((factor, f"masks/{factor}") for factor in coarse_factors)):
-        packed = pack_masks(shrink_mask(mask, factor))
-        example[key][index, : packed.shape[0], : packed.shape[1]] = packed
+        packed, rows, columns = shrink_and_pack(sheet, mask, factor)
+        example[key][index, rows, columns] = packed
+    mask.erase(sheet)

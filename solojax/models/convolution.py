@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from solojax.errors import InputError
-from solojax.ops.convolution import convolve
+from solojax.ops.convolution import convolve, project
 from solojax.ops.grouped_convolution import convolve_grouped
 from solojax.structures import Array
 
@@ -51,12 +50,13 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        dtype = nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype)
+        x = x.astype(dtype)
         if self.groups > 1:
-            y = convolve_grouped(x, kernel, self.groups, self.stride)
+            y = convolve_grouped(x, kernel.astype(dtype), self.groups, self.stride)
         elif self.kernel_size == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+            y = project(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             y = convolve(x, kernel, self.stride)
-        return y if bias is None else y + bias
+        # The sum is rounded after the bias, whose gradient so is one of the bias's own type.
+        return y if bias is None else (y + bias).astype(dtype)

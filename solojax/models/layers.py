@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from solojax.errors import InputError
 from solojax.models.convolution import Conv as Conv  # a layer as well; deformable ones build on it
 from solojax.models.deform_conv import conv_class
+from solojax.ops.normalization import group_norm
 from solojax.structures import Array
 
 NORMS = ("frozen_batch_norm", "batch_norm", "group_norm")
@@ -24,11 +25,14 @@ NORMS = ("frozen_batch_norm", "batch_norm", "group_norm")
 class BatchNorm(nn.Module):
     """Batch normalisation in PyTorch's semantics (eps 1e-5, momentum 0.1, unbiased running var).
 
-    While training, statistics are those of the valid rows of the global batch, whatever the
-    number of devices. Statistics are computed in float32.
+    While training, statistics are those of the valid rows of the global batch, or of groups of its
+    rows, whatever the number of devices. Statistics are computed in float32.
 
     Attributes:
       use_running_average: normalise with the stored statistics and leave them alone.
+      group_images: consecutive rows that share statistics, as a device's images do in the published
+        pre-training; the running statistics then move by the mean over the groups that have a valid
+        row. None is the global batch.
       momentum: weight of the new statistics in the running ones.
       epsilon: added to the variance.
       scale_init: initialiser of the scale.
@@ -36,6 +40,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool
+    group_images: int | None = None
     momentum: float = 0.1
     epsilon: float = 1e-5
     scale_init: Callable = nn.initializers.ones
@@ -43,39 +48,70 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, row_mask: Array | None = None) -> Array:
-        """(B, H, W, C) to the same; `row_mask` (B,) bool tells which rows count."""
+        """(B, H, W, C) to the same; `row_mask` (B,) bool tells which rows count.
+
+        Raises:
+          InputError: groups do not divide the batch.
+        """
         channels = (x.shape[-1],)
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var_var = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
+        shape = x.shape
         if self.use_running_average:
             mean, var = mean_var.value, var_var.value
         else:
+            if self.group_images is not None:
+                x, row_mask = _in_groups(x, row_mask, self.group_images)
             mean, var, count = _batch_statistics(x, row_mask)
             if not self.is_initializing():
-                keep, unbiased = 1.0 - self.momentum, var * (count / jnp.maximum(count - 1, 1))
+                unbiased = var * (count / jnp.maximum(count - 1, 1))[..., None]
                 for stored, new in ((mean_var, mean), (var_var, unbiased)):
-                    moved = keep * stored.value + self.momentum * new
-                    # A (micro-)batch without a valid row has no statistics to add.
-                    stored.value = jnp.where(count > 0, moved, stored.value)
+                    stored.value = self._moved(stored.value, new, count)
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
+        if mean.ndim > 1:
+            factor, offset = factor[:, None, None, None], offset[:, None, None, None]
         dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
-        return (x * factor + offset).astype(dtype)
+        return (x * factor + offset).astype(dtype).reshape(shape)
+
+    def _moved(self, stored: Array, new: Array, count: Array) -> Array:
+        """The running statistic (C,) after a batch with `new` ones, (C,) or (groups, C)."""
+        if new.ndim > 1:
+            groups = jnp.sum(count > 0)
+            new = jnp.sum(jnp.where(count[:, None] > 0, new, 0.0), axis=0) / jnp.maximum(groups, 1)
+            count = groups
+        moved = (1.0 - self.momentum) * stored + self.momentum * new
+        # A (micro-)batch without a valid row has no statistics to add.
+        return jnp.where(count > 0, moved, stored)
+
+
+def _in_groups(x: Array, row_mask: Array | None, size: int) -> tuple[Array, Array | None]:
+    """(B, ...) and (B,) to (groups, size, ...) and (groups, size)."""
+    if x.shape[0] % size:
+        raise InputError(
+            f"BatchNorm: groups of {size} images do not divide the batch of {x.shape[0]}; "
+            "choose a group size that does"
+        )
+    groups = x.shape[0] // size
+    mask = None if row_mask is None else row_mask.reshape(groups, size)
+    return x.reshape(groups, size, *x.shape[1:]), mask
 
 
 def _batch_statistics(x: Array, row_mask: Array | None) -> tuple[Array, Array, Array]:
-    """Mean, biased variance and count over batch and space, per channel."""
+    """Mean, biased variance (..., C) and count (...) over rows and space of (..., B, H, W, C)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if row_mask is None:
-        weight = jnp.ones((x.shape[0], 1, 1, 1), x.dtype)
+        weight = jnp.ones((*x.shape[:-3], 1, 1, 1), x.dtype)
     else:
-        weight = row_mask.astype(x.dtype)[:, None, None, None]
-    count = jnp.sum(weight) * (x.shape[1] * x.shape[2])
-    divisor = jnp.maximum(count, 1.0)
-    mean = jnp.sum(x * weight, axis=(0, 1, 2)) / divisor
-    var = jnp.sum(jnp.square(x - mean) * weight, axis=(0, 1, 2)) / divisor
+        weight = row_mask.astype(x.dtype)[..., None, None, None]
+    axes = (-4, -3, -2)
+    count = jnp.sum(weight, axis=(*axes, -1)) * (x.shape[-3] * x.shape[-2])
+    divisor = jnp.maximum(count, 1.0)[..., None]
+    mean = jnp.sum(x * weight, axis=axes) / divisor
+    centered = x - mean[..., None, None, None, :]
+    var = jnp.sum(jnp.square(centered) * weight, axis=axes) / divisor
     return mean, var, count
 
 
@@ -100,20 +136,8 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # Sums over space per channel, and only then over a group's channels: splitting the
-        # innermost axis into groups would keep every unit that works on vectors from it.
-        centered = exact - self._group_mean(exact)
-        inverse = jax.lax.rsqrt(self._group_mean(jnp.square(centered)) + 1e-5)
-        normalized = centered * inverse
-        dtype = self.dtype or exact.dtype
-        return (normalized * scale + bias).astype(dtype)
-
-    def _group_mean(self, x: Array) -> Array:
-        """Mean over space and each group's channels: (B, H, W, C) to (B, 1, 1, C)."""
-        channels = jnp.mean(x, axis=(1, 2))
-        groups = jnp.mean(channels.reshape(x.shape[0], self.num_groups, -1), axis=-1)
-        return jnp.repeat(groups, x.shape[-1] // self.num_groups, axis=-1)[:, None, None]
+        normalized = group_norm(x, scale, bias, self.num_groups, 1e-5)
+        return normalized.astype(self.dtype or normalized.dtype)
 
 
 class ConvNormRelu(nn.Module):
@@ -151,7 +175,14 @@ class ConvNormRelu(nn.Module):
 
 
 def backbone_norm(
-    x: Array, kind: str, *, name: str, train: bool, row_mask: Array | None, dtype: Any
+    x: Array,
+    kind: str,
+    *,
+    name: str,
+    train: bool,
+    row_mask: Array | None,
+    dtype: Any,
+    bn_group_images: int | None = None,
 ) -> Array:
     """Normalises inside a compact module, by the name of the norm.
 
@@ -163,6 +194,7 @@ def backbone_norm(
       train: whether batch statistics may be used.
       row_mask: (B,) rows that count in them.
       dtype: compute type.
+      bn_group_images: of `BatchNorm`: rows that share statistics.
 
     Raises:
       InputError: on another kind.
@@ -172,7 +204,8 @@ def backbone_norm(
     if kind not in NORMS:
         raise InputError(f"backbone norm {kind!r} is unknown; use one of {', '.join(NORMS)}")
     running = kind == "frozen_batch_norm" or not train
-    return BatchNorm(use_running_average=running, dtype=dtype, name=name)(x, row_mask)
+    norm = BatchNorm(running, group_images=bn_group_images, dtype=dtype, name=name)
+    return norm(x, row_mask)
 
 
 def max_pool_3x3(x: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from solojax.models.layers import ConvNormRelu
+from solojax.models.rematerialisation import rematerialised
 from solojax.models.towers import head_levels
 from solojax.ops.coords import append_coordinates
 from solojax.ops.resize import upsample_bilinear_2x
@@ -28,6 +29,7 @@ class MaskFeatureHead(nn.Module):
       deformable: the 3x3 convolutions, see `ConvNormRelu`.
       deformable_pred: whether the 1x1 convolution of the sum is deformable too, as in the published
         checkpoints.
+      remat: what of the blocks' activations is computed again, see `rematerialised`.
       dtype: compute type.
     """
 
@@ -37,17 +39,19 @@ class MaskFeatureHead(nn.Module):
     coordinates: bool = True
     deformable: str = "none"
     deformable_pred: bool = False
+    remat: str = "none"
     dtype: Any = None
 
     @nn.compact
     def __call__(self, pyramid: Sequence[Array]) -> tuple[Array]:
         """Feature maps at strides 4, 8, 16, ... to one map (B, H/4, W/4, out_channels)."""
+        block_class = rematerialised(ConvNormRelu, self.remat)
         total = None
         for level, x in enumerate(pyramid[: self.num_levels]):
             if level == self.num_levels - 1 and self.coordinates:
                 x = append_coordinates(x)
             for step in range(max(level, 1)):
-                x = ConvNormRelu(
+                x = block_class(
                     self.channels,
                     deformable=self.deformable,
                     dtype=self.dtype,
@@ -56,7 +60,7 @@ class MaskFeatureHead(nn.Module):
                 if level > 0:
                     x = upsample_bilinear_2x(x)
             total = x if total is None else total + x
-        pred = ConvNormRelu(
+        pred = block_class(
             self.out_channels,
             kernel_size=1,
             deformable=self.deformable if self.deformable_pred else "none",
@@ -74,6 +78,7 @@ class SeparateMaskFeatures(nn.Module):
       out_channels: of the mask features.
       num_convs: blocks of the tower; 7 in the thesis.
       coordinates: whether the first block gets coordinates.
+      remat: what of the blocks' activations is computed again, see `rematerialised`.
       dtype: compute type.
     """
 
@@ -81,12 +86,14 @@ class SeparateMaskFeatures(nn.Module):
     out_channels: int = 256
     num_convs: int = 7
     coordinates: bool = True
+    remat: str = "none"
     dtype: Any = None
 
     def setup(self):
         """Builds the tower once; every level runs through the same one."""
-        self.tower = [ConvNormRelu(self.channels, dtype=self.dtype) for _ in range(self.num_convs)]
-        self.pred = ConvNormRelu(self.out_channels, kernel_size=1, dtype=self.dtype)
+        block_class = rematerialised(ConvNormRelu, self.remat)
+        self.tower = [block_class(self.channels, dtype=self.dtype) for _ in range(self.num_convs)]
+        self.pred = block_class(self.out_channels, kernel_size=1, dtype=self.dtype)
 
     def __call__(self, pyramid: Sequence[Array]) -> tuple[Array, ...]:
         """The pyramid to a map (B, 2 h_l, 2 w_l, out_channels) for each of the L head levels."""

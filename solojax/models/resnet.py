@@ -11,6 +11,7 @@ from solojax.errors import InputError
 from solojax.models.convolution import Conv
 from solojax.models.deform_conv import conv_class
 from solojax.models.layers import backbone_norm, max_pool_3x3
+from solojax.models.rematerialisation import rematerialised
 from solojax.structures import Array
 
 BLOCKS_PER_STAGE = {
@@ -36,6 +37,7 @@ class ResidualBlock(nn.Module):
       base_width: bottlenecks only: channels of a group of the 3x3 at width 64.
       deformable: bottlenecks only: of the 3x3, see `conv_class`.
       norm: see `backbone_norm`.
+      bn_group_images: rows that share batch statistics, see `BatchNorm`.
       dtype: compute type.
     """
 
@@ -47,6 +49,7 @@ class ResidualBlock(nn.Module):
     base_width: int = 64
     deformable: str = "none"
     norm: str = "batch_norm"
+    bn_group_images: int | None = None
     dtype: Any = None
 
     @nn.compact
@@ -64,7 +67,13 @@ class ResidualBlock(nn.Module):
                 name=conv_name,
             )(value)
             return backbone_norm(
-                value, self.norm, name=norm_name, train=train, row_mask=row_mask, dtype=self.dtype
+                value,
+                self.norm,
+                name=norm_name,
+                train=train,
+                row_mask=row_mask,
+                dtype=self.dtype,
+                bn_group_images=self.bn_group_images,
             )
 
         if self.bottleneck:
@@ -105,7 +114,9 @@ class ResNet(nn.Module):
       base_width: from depth 50 on: channels of a group in the first stage, at width 64.
       deformable: from depth 50 on: "none", "v1" or "v2" 3x3 convolutions, see `conv_class`.
       deformable_stages: where; stage n ends in C(n + 1).
-      remat: compute the blocks' activations again in the backward pass instead of keeping them.
+      bn_group_images: images that share batch statistics while training, see `BatchNorm`; None is
+        the global batch.
+      remat: what of the blocks' activations is computed again, see `rematerialised`.
       dtype: compute type.
     """
 
@@ -118,7 +129,8 @@ class ResNet(nn.Module):
     base_width: int = 64
     deformable: str = "none"
     deformable_stages: tuple[int, ...] = (2, 3, 4)
-    remat: bool = False
+    bn_group_images: int | None = None
+    remat: str = "none"
     dtype: Any = None
 
     @nn.compact
@@ -149,9 +161,10 @@ class ResNet(nn.Module):
             train=train and self.frozen_stages < 0,
             row_mask=row_mask,
             dtype=self.dtype,
+            bn_group_images=self.bn_group_images,
         )
         x = max_pool_3x3(nn.relu(x))
-        block_class = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+        block_class = rematerialised(ResidualBlock, self.remat, static_argnums=(2,))
         features = []
         for stage, blocks in enumerate(BLOCKS_PER_STAGE[self.depth], start=1):
             for block in range(blocks):
@@ -164,6 +177,7 @@ class ResNet(nn.Module):
                     base_width=self.base_width,
                     deformable=self.deformable if stage in self.deformable_stages else "none",
                     norm=self.norm,
+                    bn_group_images=self.bn_group_images,
                     dtype=self.dtype,
                     name=f"layer{stage}_{block}",
                 )(x, train and stage > self.frozen_stages, row_mask)

@@ -35,6 +35,7 @@ class _GridHead(nn.Module):
       deformable_convs: how many those are.
       align: how category features come to the grid, see `category_logits`.
       align_at: likewise.
+      remat: of the towers, see `rematerialised`.
       dtype: compute type of the towers; logits come out in float32.
     """
 
@@ -47,6 +48,7 @@ class _GridHead(nn.Module):
     deformable_convs: int = 1
     align: Callable = align_interpolate
     align_at: int = 0
+    remat: str = "none"
     dtype: Any = None
 
     def setup(self):
@@ -75,6 +77,7 @@ class _GridHead(nn.Module):
             self.channels,
             deformable=self.deformable,
             deformable_convs=self.deformable_convs,
+            remat=self.remat,
             dtype=self.dtype,
         )
 

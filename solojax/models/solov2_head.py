@@ -41,6 +41,7 @@ class SOLOv2Head(nn.Module):
       deformable_convs: how many those are.
       align: how category features come to the grid, see `category_logits`.
       align_at: likewise.
+      remat: of the towers, see `rematerialised`.
       dtype: compute type of the towers; logits and kernels come out in float32.
     """
 
@@ -55,6 +56,7 @@ class SOLOv2Head(nn.Module):
     deformable_convs: int = 1
     align: Callable = align_interpolate
     align_at: int = 0
+    remat: str = "none"
     dtype: Any = None
 
     def setup(self):
@@ -66,6 +68,7 @@ class SOLOv2Head(nn.Module):
         tower = {
             "deformable": self.deformable,
             "deformable_convs": self.deformable_convs,
+            "remat": self.remat,
             "dtype": self.dtype,
         }
         self.category_tower = make_tower(self.num_convs, self.channels, **tower)

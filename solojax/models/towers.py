@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from solojax.errors import InputError
 from solojax.models.layers import Conv, ConvNormRelu
+from solojax.models.rematerialisation import rematerialised
 from solojax.ops.resize import downsample_mean_2x, resize_bilinear
 from solojax.structures import Array
 
@@ -38,6 +39,7 @@ def make_tower(
     *,
     deformable: str = "none",
     deformable_convs: int = 1,
+    remat: str = "none",
     dtype: Any = None,
 ) -> list[ConvNormRelu]:
     """Blocks of a tower, to be assigned in a module's `setup`.
@@ -47,11 +49,13 @@ def make_tower(
       channels: of every block.
       deformable: the last blocks' convolutions: "none", "v1" or "v2", see `ConvNormRelu`.
       deformable_convs: how many blocks those are.
+      remat: what of the blocks' activations is computed again, see `rematerialised`.
       dtype: compute type.
     """
     first = num_convs - deformable_convs
+    block_class = rematerialised(ConvNormRelu, remat)
     return [
-        ConvNormRelu(channels, deformable=deformable if i >= first else "none", dtype=dtype)
+        block_class(channels, deformable=deformable if i >= first else "none", dtype=dtype)
         for i in range(num_convs)
     ]
 

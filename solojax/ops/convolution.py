@@ -1,4 +1,9 @@
-"""Two-dimensional convolution, and a gradient of its kernel that is fast on CPUs."""
+"""Two-dimensional convolution, and a gradient of its kernel that is fast on CPUs.
+
+Kernels may be wider than what they are multiplied with. They are rounded for the product, but
+their gradients keep their type: what several devices add up is float32 where the network computes
+in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
     Args:
       x: (B, H, W, C).
-      kernel: (k, k, C, D), k odd.
+      kernel: (k, k, C, D), k odd, of x's type or a wider one.
       stride: of both axes.
 
     Returns:
@@ -29,13 +34,33 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     return _convolve_by_stride(x, kernel, stride)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, pad_rows: bool = True) -> Array:
+@jax.custom_vjp
+def project(x: Array, kernel: Array) -> Array:
+    """1x1 convolution as a matrix product: (B, H, W, C) and (C, D) to (B, H, W, D) of x's type."""
+    return jnp.einsum("bhwi,io->bhwo", x, kernel.astype(x.dtype))
+
+
+def _project_forward(x, kernel):
+    return project(x, kernel), (x, kernel)
+
+
+def _project_backward(residuals, gradient):
+    x, kernel = residuals
+    x_gradient = jnp.einsum("bhwo,io->bhwi", gradient, kernel.astype(x.dtype))
+    kernel_gradient = jnp.einsum("bhwi,bhwo->io", x, gradient, preferred_element_type=kernel.dtype)
+    return x_gradient, kernel_gradient
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(stride, stride),
-        padding=((pad, pad) if pad_rows else (0, 0), (pad, pad)),
+        padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -52,7 +77,7 @@ def _forward(x, kernel, stride):
 def _backward(stride, residuals, gradient):
     x, kernel = residuals
     (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](gradient)
-    sizes = {"side": kernel.shape[0], "stride": stride}
+    sizes = {"side": kernel.shape[0], "stride": stride, "dtype": kernel.dtype}
     kernel_gradient = jax.lax.platform_dependent(
         x,
         gradient,
@@ -66,19 +91,42 @@ _convolve_by_stride.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(
-    x: Array, gradient: Array, *, side: int, stride: int, pad_rows: bool = True
+    x: Array,
+    gradient: Array,
+    *,
+    side: int,
+    stride: int,
+    dtype: jnp.dtype,
+    pad_rows: bool = True,
 ) -> Array:
-    kernel = jnp.zeros((side, side, x.shape[-1], gradient.shape[-1]), x.dtype)
-    return jax.vjp(lambda k: _convolve(x, k, stride, pad_rows), kernel)[1](gradient)[0]
+    """The images convolved with their gradients, batch and channels in each other's place."""
+    padding = []
+    for size, steps, pad in (
+        (x.shape[1], gradient.shape[1], side // 2 if pad_rows else 0),
+        (x.shape[2], gradient.shape[2], side // 2),
+    ):
+        # The last window may end before the padding does, or before the image.
+        padding.append((pad, (steps - 1) * stride + side - size - pad))
+    return jax.lax.conv_general_dilated(
+        x,
+        gradient,
+        window_strides=(1, 1),
+        padding=padding,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=dtype,
+    )
 
 
-def _kernel_gradient_by_rows(x: Array, gradient: Array, *, side: int, stride: int) -> Array:
+def _kernel_gradient_by_rows(
+    x: Array, gradient: Array, *, side: int, stride: int, dtype: jnp.dtype
+) -> Array:
     """Sums the gradients of bands of rows; bands read what rows beyond their own they need."""
     batch, height, width, _ = gradient.shape
     bands = math.ceil(batch * height * width / _CPU_PIXELS)
     bands = next(n for n in range(min(bands, height), height + 1) if height % n == 0)
     if bands == 1:
-        return _kernel_gradient(x, gradient, side=side, stride=stride)
+        return _kernel_gradient(x, gradient, side=side, stride=stride, dtype=dtype)
     rows, pad = height // bands, side // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
     reach = (rows - 1) * stride + side
@@ -90,6 +138,7 @@ def _kernel_gradient_by_rows(x: Array, gradient: Array, *, side: int, stride: in
             gradient[:, start : start + rows],
             side=side,
             stride=stride,
+            dtype=dtype,
             pad_rows=False,
         )
         for start in range(0, height, rows)

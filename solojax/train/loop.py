@@ -11,7 +11,9 @@ The order of a step, and why:
    metrics.jsonl comes before both, so that a killed run's log never lacks a step it saved.
 5. What is evaluated is saved, so that the best checkpoint is one of those that were scored.
 6. Bad input that turns up half-way (an image unlike its annotation, a log that cannot be written)
-   ends the run, but not before the state is saved.
+   ends the run, but not before a single process has saved its state.
+7. A preemption notice ends the run after a whole step, with what belongs to it: its log line, its
+   evaluation, its checkpoint. So the run that goes on from there leaves nothing out.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer
 from solojax.train.guard import check_finite
 from solojax.train.metric_writer import MetricWriter
+from solojax.train.preemption import Preempted, preemption_notices
 from solojax.train.progress import TrainProgress
-from solojax.train.sharding import prefetch, replicated
+from solojax.train.sharding import prefetch, replicated, state_sharding
 from solojax.train.state import TrainState, inference_variables
 from solojax.train.step import make_train_step
 
@@ -74,13 +77,14 @@ def train(
     seed: int = 0,
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
+    shard_optimizer: bool = False,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
     Args:
       task: what is learned.
       optimizer: see `make_train_step`.
-      state: fresh or restored, replicated over the mesh.
+      state: fresh or restored, lying as `state_sharding` says.
       schedule: learning rate of a step, for the log.
       make_batches: maps the first step to this process's host batches from there on.
       mesh: the devices.
@@ -97,12 +101,14 @@ def train(
       seed: of the run's keys.
       accumulate_steps: micro-batches per step.
       ema_decay: of the moving average.
+      shard_optimizer: whether the optimizer's state is spread over the mesh.
 
     Returns:
       The final state.
 
     Raises:
       InputError: bad data, storage that cannot be written, or a loss that is not finite.
+      Preempted: SIGTERM asked the run to end; its state is saved.
     """
     step_function = jax.jit(
         make_train_step(
@@ -112,9 +118,10 @@ def train(
             accumulate_steps=accumulate_steps,
             ema_decay=ema_decay,
             schedule=schedule,
+            optimizer_mesh=mesh if shard_optimizer else None,
         ),
         donate_argnums=0,
-        out_shardings=replicated(mesh),
+        out_shardings=(state_sharding(state, mesh, shard_optimizer), replicated(mesh)),
     )
     start = step = int(state.step)
     progress = TrainProgress(
@@ -134,11 +141,12 @@ def train(
             yield
         except InputError:
             meter.settle()
-            if intervals.checkpoint and step > start:
+            # It takes all processes to save, and the others do not know of this yet.
+            if intervals.checkpoint and step > start and jax.process_count() == 1:
                 _save_all_the_same(checkpointer, step, state, metadata)
             raise
 
-    try:
+    with preemption_notices() as preemption_is_due, _closing(progress, batches):
         while step < total_steps:
             with saving_on_failure():
                 host_batch, batch = next(feed)
@@ -166,23 +174,41 @@ def train(
                     results = evaluate(inference_variables(state))
                     writer.write(step, results)
                     progress.note(_summary(step, results))
-            if save:
+            preempted = preemption_is_due(step) and step < total_steps
+            if save or (preempted and intervals.checkpoint):
+                meter.settle()
                 checkpointer.save(step, state, metadata, metrics=results)
+            if preempted:
+                checkpointer.wait()
+                raise Preempted(_farewell(step, total_steps, bool(intervals.checkpoint)))
             if assess or save:
                 meter.skip_time()
                 progress.skip_time()
-    finally:
-        progress.close()
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
     meter.settle()
     checkpointer.wait()
     return state
 
 
+@contextlib.contextmanager
+def _closing(progress: TrainProgress, batches: Iterator[Batch]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        progress.close()
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
 def _is_due(step: int, every: int, total_steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == total_steps)
+
+
+def _farewell(step: int, total_steps: int, saved: bool) -> str:
+    done = "saved" if saved else "not saved (train.checkpoint_every is 0)"
+    return (
+        f"asked to end by SIGTERM: step {step} of {total_steps} is {done}; the same command goes on"
+    )
 
 
 def _summary(step: int, results: Mapping[str, float]) -> str:

@@ -75,7 +75,9 @@ class TrainProgress:
         return ", ".join(parts)
 
 
-def progress_bar(total: int, *, description: str, unit: str, leave: bool = True) -> tqdm:
+def progress_bar(
+    total: int, *, description: str, unit: str, leave: bool = True, enabled: bool = True
+) -> tqdm:
     """A bar for counted work on stderr; in a log file a line now and then, none for short work.
 
     Args:
@@ -83,14 +85,19 @@ def progress_bar(total: int, *, description: str, unit: str, leave: bool = True)
       description: what is done.
       unit: of what.
       leave: whether the finished bar stays on the screen.
+      enabled: False on all processes but the first.
     """
+    shared = {
+        "total": total,
+        "desc": description,
+        "unit": unit,
+        "leave": leave,
+        "disable": not enabled,
+    }
     if _is_terminal():
-        return tqdm(total=total, desc=description, unit=unit, leave=leave, dynamic_ncols=True)
+        return tqdm(**shared, dynamic_ncols=True)
     return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        leave=leave,
+        **shared,
         file=_LogLines(),
         delay=_LOG_SECONDS,
         mininterval=_LOG_SECONDS,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from solojax.structures import Array, Batch, PyTree
 from solojax.tasks import Task
+from solojax.train.sharding import spread
 from solojax.train.state import TrainState, merge_params, split_params
 
 
@@ -21,6 +23,7 @@ def make_train_step(
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
     schedule: optax.Schedule | None = None,
+    optimizer_mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
@@ -31,6 +34,9 @@ def make_train_step(
       accumulate_steps: micro-batches that the batch is cut into.
       ema_decay: of `state.ema_params`, None where none are kept.
       schedule: reported as the metric "learning_rate".
+      optimizer_mesh: the devices over which the optimizer's state is spread (`state_sharding`):
+        each then gets its part of the summed gradient alone and moves its part of the parameters.
+        None where every device keeps the whole state.
 
     Returns:
       The step, to be jitted by the caller; metrics are float32 scalars.
@@ -58,6 +64,11 @@ def make_train_step(
                 gradient, state, batch, weights, rng, accumulate_steps
             )
 
+        if optimizer_mesh is not None:
+            grads = jax.tree.map(
+                lambda x: jax.lax.with_sharding_constraint(x, spread(x.shape, optimizer_mesh)),
+                grads,
+            )
         moves, opt_state = optimizer.update(grads, state.opt_state, trainable)
         params = merge_params(optax.apply_updates(trainable, moves), frozen)
         metrics = dict(metrics, grad_norm=optax.global_norm(grads))

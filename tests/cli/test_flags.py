@@ -24,10 +24,10 @@ def test_flags_come_before_the_environment():
         "JAX_PROCESS_ID": "0",
         "JAX_NUM_PROCESSES": "4",
     }
-    expected = {"coordinator_address": "host:1", "process_id": 3, "num_processes": 4}
+    expected = {"coordinator": "host:1", "process_id": 3, "num_processes": 4}
     assert distributed("--process_id 3", **environment) == expected
     flags = "--coordinator a:5 --process_id 0 --num_processes 2"
-    expected = {"coordinator_address": "a:5", "process_id": 0, "num_processes": 2}
+    expected = {"coordinator": "a:5", "process_id": 0, "num_processes": 2}
     assert distributed(flags) == distributed(flags, **environment) == expected
 
 

@@ -46,6 +46,8 @@ SPECS = [
     "configs/solo.py:decoupled,dcn,r101,6x",
     "configs/solo.py:light,dcn",
     "configs/quickstart.py",
+    "configs/quickstart.py:solo",
+    "configs/quickstart.py:decoupled",
 ]
 # Of every architecture one trains in the everyday suite; the quickstart is the SOLOv2.
 DAILY = ("configs/solo.py:solo,1x", "configs/solo.py:decoupled,1x")

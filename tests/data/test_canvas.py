@@ -44,13 +44,28 @@ def test_no_bucket_holds_the_batch():
 
 def test_buckets_from_scales_by_hand():
     policy = Buckets.from_scales((448,), long_side=768)
-    # 448 * 4/3 = 597.3 -> 608; the rare longer images get 768.
+    # 448 * 4/3 = 597.3 -> 608 and 448 * 3/2 = 672; the rare longer images get 768.
     assert set(policy.canvases) == {
-        (448, 608), (608, 448), (608, 608), (448, 768), (768, 448), (768, 768),
+        (448, 448), (448, 608), (608, 448), (448, 672), (672, 448), (448, 768), (768, 448),
+        (768, 768),
     }  # fmt: skip
+    assert policy([(448, 448)]) == (448, 448)
     assert policy([(448, 597)]) == (448, 608)
-    assert policy([(448, 597), (597, 448)]) == (608, 608)
+    assert policy([(448, 597), (597, 448)]) == (768, 768)
     assert policy([(448, 700)]) == (448, 768)
+
+
+def test_buckets_for_images_of_many_scales():
+    assert Buckets.for_images((448,), 768) == Buckets.from_scales((448,), 768)
+    recipe = Buckets.for_images((800, 640, 672, 704, 736, 768), 1333)
+    assert set(recipe.canvases) == {
+        (704, 704), (704, 960), (960, 704), (704, 1056), (1056, 704),
+        (800, 800), (800, 1088), (1088, 800), (800, 1216), (1216, 800),
+        (800, 1344), (1344, 800), (1344, 1344),
+    }  # fmt: skip
+    # COCO's commonest photo, and one of 3/2, at the largest scale.
+    assert recipe([resized_shape(480, 640, 800, 1333)]) == (800, 1088)
+    assert recipe([resized_shape(427, 640, 800, 1333)]) == (800, 1216)
 
 
 @given(
@@ -60,7 +75,9 @@ def test_buckets_from_scales_by_hand():
     st.data(),
 )
 def test_every_resized_image_has_a_bucket(short_sides, long_side, originals, data):
-    policy = Buckets.from_scales(short_sides, long_side)
+    policy = data.draw(st.sampled_from([Buckets.from_scales, Buckets.for_images]))(
+        short_sides, long_side
+    )
     batch = [
         resized_shape(*size, data.draw(st.sampled_from(short_sides)), long_side)
         for size in originals
@@ -77,7 +94,9 @@ def test_bad_buckets(canvases):
 
 
 @pytest.mark.parametrize(
-    "arguments", [((), 768), ((0,), 768), ((448,), 0), ((448,), 768, 0.5)], ids=str
+    "arguments",
+    [((), 768), ((0,), 768), ((448,), 0), ((448,), 768, (1, 0.5)), ((448,), 768, ())],
+    ids=str,
 )
 def test_bad_scales(arguments):
     with pytest.raises(InputError, match="canvas buckets"):

@@ -7,6 +7,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from helpers.golden import GOLDEN
 
 from solojax.data.image_io import check_image_size, read_image
 from solojax.errors import BrokenImage, InputError
@@ -154,3 +155,22 @@ def test_image_size_check():
     assert not isinstance(error.value, BrokenImage)  # wrong data must not pass as a lost image
     with pytest.raises(InputError, match="EXIF"):
         check_image_size(NOISE, WIDTH, HEIGHT, "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "name", ["cmyk.jpg", "palette.png", "palette.bmp", "animated.png", "animated.webp"]
+)
+def test_odd_files_give_the_colours_of_their_first_frame(name):
+    """Files that OpenCV cannot write, by Pillow 13.0: a red, a green and a blue third."""
+    image = read_image(GOLDEN / "views" / "odd_files" / name)
+    expected = np.repeat(np.array([[250, 0, 0], [0, 200, 40], [10, 20, 240]]), 16, axis=0)
+    tolerance = 3 if name.endswith("jpg") else 0
+    assert image.shape == (16, 48, 3) and image.dtype == np.uint8
+    np.testing.assert_allclose(
+        image.astype(int), np.broadcast_to(expected, (16, 48, 3)), rtol=0, atol=tolerance
+    )
+
+
+def test_one_bit_files():
+    image = read_image(GOLDEN / "views" / "odd_files" / "one_bit.png")
+    assert set(np.unique(image)) <= {0, 255} and image.shape == (16, 48, 3)

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 
 from solojax.data.coco import Annotation, ImageRecord
 from solojax.data.packing import unpack_masks
+from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
 from solojax.data.transforms import (
     empty_example,
     make_example,
@@ -335,3 +336,45 @@ def test_the_order_of_padding_and_shrinking_matters_where_sides_do_not_divide():
     )
     assert (one["masks/16"] != other["masks/16"]).any()
     np.testing.assert_array_equal(one["masks"], other["masks"])  # 4 divides both sides
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(9, 60), st.integers(9, 90)),
+    st.sampled_from([32, 40, 61, 64]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_small_objects_anywhere_are_cut_from_their_whole_masks(size, short, flip, pad, seed):
+    """Whatever the image's size: of the whole masks, pycocotools and OpenCV see every pixel."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 1, (3, 4, 2)) * rng.uniform(0, 0.5, (3, 1, 2)) + rng.uniform(
+        0, 0.7, (3, 1, 2)
+    )
+    polygons = [(points * size[::-1]).reshape(-1) for points in corners]
+    record = record_of(
+        *(Annotation(1, 0, None, (polygon,), False) for polygon in polygons),
+        height=size[0],
+        width=size[1],
+    )
+    example = example_of(
+        record, short_side=short, long_side=90, flip=flip, canvas=(96, 96), coarse_factors=(8, 16),
+        pad_before_shrinking=pad,
+    )  # fmt: skip
+    height, width = resized_shape(*size, short, 90)
+    wholes = [decode_segmentation((polygon,), *size, height, width) for polygon in polygons]
+    wholes = [cv2.flip(whole, 1) if flip else whole for whole in wholes if whole.any()]
+    assert example["instance_valid"].sum() == len(wholes)
+    for index, whole in enumerate(wholes):
+        assert example["centers"][index].tobytes() == center_of_mass(whole).tobytes()
+        x, y, box_width, box_height = cv2.boundingRect(whole)
+        assert example["boxes"][index].tolist() == [x, y, x + box_width, y + box_height]
+        if pad:
+            whole = np.pad(whole, ((0, -height % 32), (0, -width % 32)))
+        for factor, key in ((4, "masks"), (8, "masks/8"), (16, "masks/16")):
+            found = unpack_masks(example[key][index], 96 // factor)
+            small = shrink_mask(whole, factor)
+            expected = np.zeros_like(found)
+            expected[: small.shape[0], : small.shape[1]] = small
+            np.testing.assert_array_equal(found, expected)

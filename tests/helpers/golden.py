@@ -45,7 +45,7 @@ def sampled(arrays: dict[str, np.ndarray], key: str, full: np.ndarray):
 
 
 def seeded_state(name: str, dtype=np.float32) -> dict[str, np.ndarray]:
-    """The checkpoint of a recording, as a state dict of float32 values in `dtype`.
+    """The checkpoint of a recording, as a state dict of float32 values in `dtype`; integers stay.
 
     Every tensor has a generator of its own, seeded by the checksum of its name, so that weights
     need not be stored. The recorded sums are checked.
@@ -59,18 +59,25 @@ def seeded_state(name: str, dtype=np.float32) -> dict[str, np.ndarray]:
         value = _seeded_tensor(spec.get("alias_of", tensor_name), spec)
         total = float(np.sum(value, dtype=np.float64))
         assert abs(total - spec["sum"]) <= 1e-6 * max(1.0, abs(spec["sum"])), tensor_name
-        state[tensor_name] = value.astype(dtype)
+        state[tensor_name] = value if value.dtype == np.int64 else value.astype(dtype)
     return state
 
 
 def _seeded_tensor(seed_name: str, spec: dict) -> np.ndarray:
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(seed_name.encode())))
     shape = tuple(spec["shape"])
+    if spec["kind"] == "zeros_i64":
+        return np.full(shape, int(spec["extra_shift"]), np.int64)
     draw = {
         "conv": lambda: generator.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:])),
         "norm_weight": lambda: 1.0 + 0.1 * generator.standard_normal(shape),
         "bias": lambda: 0.1 * generator.standard_normal(shape),
         "running_mean": lambda: 0.1 * generator.standard_normal(shape),
         "running_var": lambda: 1.0 + 0.2 * generator.random(shape),
+        "queue": lambda: _unit_columns(generator.standard_normal(shape)),
     }[spec["kind"]]
     return (draw() * spec["extra_scale"] + spec["extra_shift"]).astype(np.float32)
+
+
+def _unit_columns(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).sum(0, keepdims=True))

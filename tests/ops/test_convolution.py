@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from solojax.ops import convolution
-from solojax.ops.convolution import convolve
+from solojax.ops.convolution import convolve, project
 
 
 def convolve_by_taps(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
@@ -75,3 +75,26 @@ def test_input_gradient_is_the_transpose(stride):
     left = np.sum(np.asarray(y, np.float64) * gradient)
     right = np.sum(np.asarray(pull(jnp.asarray(gradient))[0], np.float64) * x)
     np.testing.assert_allclose(left, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side, stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
+def test_wide_kernels_have_wide_gradients(side, stride):
+    """bfloat16 images with a float32 kernel: rounded once for the product, and not afterwards."""
+    x, kernel = random_inputs((2, 9, 12, 4), side, 5)
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel)
+
+    def run(x, kernel):
+        if side == 1:
+            return project(x, kernel[0, 0])
+        return convolve(x, kernel, stride)
+
+    y, pull = jax.vjp(run, x, kernel)
+    gradient = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), jnp.bfloat16)
+    x_gradient, kernel_gradient = pull(gradient)
+    assert (y.dtype, x_gradient.dtype, kernel_gradient.dtype) == ("bfloat16", "bfloat16", "float32")
+    exact = [each.astype(jnp.float32) for each in (x, kernel.astype(jnp.bfloat16), gradient)]
+    wide_y, wide_pull = jax.vjp(run, *exact[:2])
+    wide_x_gradient, wide_kernel_gradient = wide_pull(exact[2])
+    np.testing.assert_allclose(kernel_gradient, wide_kernel_gradient, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(y.astype(np.float32), wide_y, rtol=0.01, atol=0.02)
+    np.testing.assert_allclose(x_gradient.astype(np.float32), wide_x_gradient, rtol=0.01, atol=0.1)

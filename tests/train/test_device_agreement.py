@@ -19,8 +19,9 @@ from solojax.config import load_config
 from solojax.train.state import TrainState
 
 device_agreement = load_script("device_agreement")
+Layout = device_agreement.Layout
 
-COUNTS = (1, 2, 4)
+COUNTS = (2, 4)
 OVERRIDES = (
     "--config.model.backbone.norm=frozen_batch_norm",  # for the bar; the nano network has none
     "--config.train.total_steps=8",
@@ -38,11 +39,15 @@ def lab(tmp_path_factory):
         yield device_agreement.Lab(config)
 
 
+def runners(lab, counts=COUNTS):
+    return [device_agreement.LocalRunner(lab, count) for count in counts]
+
+
 @needs_four
 def test_fifty_steps_part_no_further_than_one_ulp_does(lab):
     fresh = lab.fresh()
-    checks = list(device_agreement.chaos_checks(lab, "fresh", fresh, COUNTS))
-    assert [check.devices for check in checks] == [2, 4]
+    checks = list(device_agreement.chaos_checks(lab, "fresh", fresh, runners(lab)))
+    assert [check.layout.size for check in checks] == [2, 4]
     assert all(check.verdict == "pass" for check in checks), checks
     end, _ = lab.run(fresh, 1, 50)
     assert end.step == 50 and device_agreement.total_gap(end.params, fresh.params) > 1e-2
@@ -52,10 +57,21 @@ def test_fifty_steps_part_no_further_than_one_ulp_does(lab):
 def test_results_files_are_the_same_byte_for_byte(lab, tmp_path):
     """Three images of two canvases: with 2 and 4 images a batch there are padding rows."""
     fresh = lab.fresh()
-    checks = device_agreement.evaluation_checks(lab.config, "fresh", fresh, tmp_path, COUNTS)
+    checks = device_agreement.evaluation_checks(lab, "fresh", fresh, tmp_path, runners(lab))
     assert [check.verdict for check in checks] == ["pass", "pass"]
-    one, two, four = ((tmp_path / f"results_{n}_devices.json").read_bytes() for n in COUNTS)
+    one, two, four = ((tmp_path / f"results_1x{n}.json").read_bytes() for n in (1, 2, 4))
     assert one == two == four and one.count(b"segmentation") > 10
+
+
+def test_the_loader_gives_any_number_of_hosts_the_same_global_batches(lab, monkeypatch):
+    checks = list(device_agreement.loader_checks(lab))
+    assert [(str(check.layout), check.verdict) for check in checks] == [
+        ("2x1", "pass"),
+        ("4x1", "pass"),
+    ]
+    make = lab.make_batches
+    monkeypatch.setattr(lab, "make_batches", lambda index, count: make(count - 1 - index, count))
+    assert {check.verdict for check in device_agreement.loader_checks(lab)} == {"FAIL"}
 
 
 @needs_four
@@ -68,10 +84,10 @@ def test_a_difference_is_found(lab, monkeypatch, capsys):
 
     monkeypatch.setitem(lab._step_functions, (2, "float32"), wrong)
     fresh = lab.fresh()
-    loss, gradient = device_agreement.gradient_checks(lab, "fresh", fresh, (1, 2))
+    loss, gradient = device_agreement.gradient_checks(lab, "fresh", fresh, runners(lab, (2,)))
     assert loss.verdict == gradient.verdict == "FAIL"
     assert 1e-6 < loss.value < 1e-3 and 1e-5 < gradient.value < 1e-2
-    (chaos,) = device_agreement.chaos_checks(lab, "fresh", fresh, (1, 2))
+    (chaos,) = device_agreement.chaos_checks(lab, "fresh", fresh, runners(lab, (2,)))
     assert chaos.verdict == "FAIL" and chaos.value > 100
     assert device_agreement.report(iter([gradient, chaos])) == 1
     assert "0 passed, 0 at a kink, 2 failed" in capsys.readouterr().out
@@ -88,7 +104,7 @@ def test_a_difference_is_found(lab, monkeypatch, capsys):
     ],
 )
 def test_verdicts(value, at_kink, expected, capsys):
-    check = device_agreement.Check("loss", "fresh", 2, value, 1e-6, at_kink=at_kink)
+    check = device_agreement.Check("loss", "fresh", Layout(1, 2), value, 1e-6, at_kink=at_kink)
     assert check.verdict == expected
     assert device_agreement.report(iter([check])) == (expected == "FAIL")
     assert expected in capsys.readouterr().out
@@ -123,4 +139,5 @@ def test_the_whole_network(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     counts = re.search(r"(\d+) passed, (\d+) at a kink, 0 failed", done.stdout).groups()
     passed, at_kink = map(int, counts)
-    assert passed + at_kink == 26 and at_kink <= 4
+    # Three kinds of rows (gradients have two) for three states; files; and the loader's two.
+    assert passed + at_kink == 4 * (4 * 3 + 1) + 2 and at_kink <= 8

@@ -19,7 +19,7 @@ from solojax.train import checkpoint_format
 from solojax.train.checkpoints import Checkpointer
 from solojax.train.metric_writer import MetricWriter
 
-kill_test = load_script("kill_test")
+run_comparison = load_script("run_comparison")
 
 # Checkpoints of steps that are not those of the log, or of the evaluation.
 INTERVALS = {
@@ -76,9 +76,9 @@ def stop_before(monkeypatch, method, call: int) -> None:
     monkeypatch.setattr(owner, name, counting)
 
 
-def run_to_end(workdir: Path, data: Path) -> kill_test.Run:
+def run_to_end(workdir: Path, data: Path) -> run_comparison.Run:
     assert train(workdir, data, NANO_CONFIG, **INTERVALS).code == 0
-    return kill_test.Run([], workdir)
+    return run_comparison.Run([], workdir)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     tmp_path, data, monkeypatch, capsys
 ):
     expected = run_to_end(tmp_path / "whole", data)
-    found, left = kill_test.Run([], tmp_path / "stopped"), []
+    found, left = run_comparison.Run([], tmp_path / "stopped"), []
     for method, call in ((WRITE, 2), (SAVE, 2), (EVALUATE, 2)):
         with monkeypatch.context() as patch, pytest.raises(Preempted):
             stop_before(patch, method, call)
@@ -102,7 +102,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     # The last line in metrics.jsonl and the newest checkpoint after each stop.
     assert left == [(1, 0), (4, 3), (8, 6)]
     run_to_end(found.workdir, data)
-    assert kill_test.compare(expected, found) == []
+    assert run_comparison.compare(expected, found) == []
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("params", "opt_state", "batch_stats", "ema_params"))
     assert f"up to step {TOTAL_STEPS}" in printed
@@ -111,13 +111,13 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
 def test_differences_are_found(tmp_path, data):
     """The comparison above would see a single bit."""
     expected = run_to_end(tmp_path / "expected", data)
-    found = kill_test.Run([], tmp_path / "found")
+    found = run_comparison.Run([], tmp_path / "found")
 
     def problems_after(change) -> list[str]:
         shutil.rmtree(found.workdir, ignore_errors=True)
         shutil.copytree(expected.workdir, found.workdir)
         change(found)
-        return kill_test.compare(expected, found)
+        return run_comparison.compare(expected, found)
 
     assert problems_after(lambda run: None) == []
     (problem,) = problems_after(_change_one_bit)

@@ -30,6 +30,8 @@ from solojax.tasks.instance_segmentation import InstanceSegmentation
 from solojax.train.optimizers import sgd
 from solojax.train.sharding import (
     check_batch_size,
+    evaluation_mesh,
+    gather_json,
     local_rows,
     make_mesh,
     prefetch,
@@ -177,3 +179,23 @@ def test_the_gradient_of_the_whole_network_in_float64(norm):
         assert abs(loss / expected_loss - 1) < 1e-9
         assert relative_distance(state.opt_state, expected.opt_state) < 1e-9
         assert relative_distance(state.batch_stats, expected.batch_stats) < 1e-9
+
+
+def test_evaluation_takes_as_many_devices_as_divide_the_batch():
+    devices = jax.local_device_count()
+    for batch_size in range(1, 9):
+        size = evaluation_mesh(batch_size).size
+        assert batch_size % size == 0
+        assert not any(batch_size % n == 0 for n in range(size + 1, devices + 1))
+
+
+def test_evaluation_batches_that_the_processes_do_not_divide_are_an_error(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(InputError, match="evaluation.batch_size 4 .* 3 processes; use a multiple"):
+        evaluation_mesh(4)
+
+
+def test_one_process_gathers_what_it_has():
+    message = {"a": (1, 2.5)}
+    (gathered,) = gather_json(message)
+    assert gathered is message

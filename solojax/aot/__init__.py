@@ -1,0 +1,1 @@
+"""Compiling for a TPU slice without a TPU: what a step needs and what bounds its speed."""
