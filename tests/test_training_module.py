@@ -15,8 +15,9 @@ from helpers.tiny_run import use_nano_network
 from solojax.build import load_train_set
 from solojax.config import from_json
 from solojax.errors import InputError
+from solojax.segmentation_run import checkpoint_metadata
 from solojax.train.checkpoints import load_variables
-from solojax.training import checkpoint_metadata, run_training
+from solojax.training import run_training
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from solojax.structures import Batch, PyTree
 from solojax.tasks import Task
 from solojax.train.sharding import batch_sharding, replicated, state_sharding
 from solojax.train.state import TrainState, create_state
-from solojax.train.step import make_train_step
+from solojax.train.step import jit_train_step
 
 COCO_CLASSES = 80
 _COCO_TRAINING_IMAGES = 117_266  # train2017 images that have an object
@@ -99,43 +99,6 @@ def lower_predict_step(
     variables = jax.eval_shape(task.init, jax.random.key(config.seed), batch)
     everywhere = jax.tree.map(lambda _: replicated(mesh), variables)
     return jit_predict_step(task, mesh).lower(_placed(variables, everywhere), batch)
-
-
-def jit_train_step(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
-    mesh: Mesh,
-    *,
-    schedule: optax.Schedule,
-    seed: int,
-    accumulate_steps: int,
-    ema_decay: float | None,
-    shard_optimizer: bool,
-) -> jax.stages.Wrapped:
-    """The jitted training step, as the training loop runs it.
-
-    Args:
-      task: what is learned.
-      optimizer: see `make_train_step`, as for the keywords.
-      shardings: where every array of the state lies, from `state_sharding`.
-      mesh: the devices.
-      schedule: learning rate.
-      seed: of the run.
-      accumulate_steps: micro-batches per step.
-      ema_decay: of the moving average.
-      shard_optimizer: whether the optimizer's state is spread over the mesh.
-    """
-    step = make_train_step(
-        task,
-        optimizer,
-        seed=seed,
-        accumulate_steps=accumulate_steps,
-        ema_decay=ema_decay,
-        schedule=schedule,
-        optimizer_mesh=mesh if shard_optimizer else None,
-    )
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def jit_predict_step(task: Task, mesh: Mesh) -> jax.stages.Wrapped:

@@ -38,9 +38,9 @@ from solojax.train.guard import check_finite
 from solojax.train.metric_writer import MetricWriter
 from solojax.train.preemption import Preempted, preemption_notices
 from solojax.train.progress import TrainProgress
-from solojax.train.sharding import prefetch, replicated, state_sharding
+from solojax.train.sharding import prefetch, state_sharding
 from solojax.train.state import TrainState, inference_variables
-from solojax.train.step import make_train_step
+from solojax.train.step import jit_train_step
 
 _logger = logging.getLogger(__name__)
 
@@ -110,18 +110,16 @@ def train(
       InputError: bad data, storage that cannot be written, or a loss that is not finite.
       Preempted: SIGTERM asked the run to end; its state is saved.
     """
-    step_function = jax.jit(
-        make_train_step(
-            task,
-            optimizer,
-            seed=seed,
-            accumulate_steps=accumulate_steps,
-            ema_decay=ema_decay,
-            schedule=schedule,
-            optimizer_mesh=mesh if shard_optimizer else None,
-        ),
-        donate_argnums=0,
-        out_shardings=(state_sharding(state, mesh, shard_optimizer), replicated(mesh)),
+    step_function = jit_train_step(
+        task,
+        optimizer,
+        state_sharding(state, mesh, shard_optimizer),
+        mesh,
+        shard_optimizer=shard_optimizer,
+        seed=seed,
+        accumulate_steps=accumulate_steps,
+        ema_decay=ema_decay,
+        schedule=schedule,
     )
     start = step = int(state.step)
     progress = TrainProgress(

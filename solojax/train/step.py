@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from solojax.structures import Array, Batch, PyTree
 from solojax.tasks import Task
-from solojax.train.sharding import spread
+from solojax.train.sharding import replicated, spread
 from solojax.train.state import TrainState, merge_params, split_params
 
 
@@ -85,6 +85,31 @@ def make_train_step(
         )
 
     return train_step
+
+
+def jit_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    *,
+    shard_optimizer: bool = False,
+    **options,
+) -> jax.stages.Wrapped:
+    """The training step as every run compiles it; the state that goes in is given away.
+
+    Args:
+      task: what is learned.
+      optimizer: see `make_train_step`.
+      shardings: where every array of the state lies, from `state_sharding`.
+      mesh: the devices.
+      shard_optimizer: whether the optimizer's state is spread over them.
+      **options: of `make_train_step`.
+    """
+    step = make_train_step(
+        task, optimizer, optimizer_mesh=mesh if shard_optimizer else None, **options
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def _accumulate(gradient, state, batch, weights, rng, parts: int):

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from solojax.errors import InputError
 from solojax.train import loop
+from solojax.train import step as step_module
 from solojax.train.guard import NonFiniteLoss
 from solojax.train.loop import Intervals, train
 from solojax.train.sharding import make_mesh
@@ -268,7 +269,7 @@ def test_a_second_failure_does_not_hide_the_first(tmp_path, caplog):
 def test_the_batches_are_closed_when_the_run_fails(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        loop, "make_train_step", lambda *_, **__: made.append(1) or _raise(ValueError("a bug"))
+        step_module, "make_train_step", lambda *_, **__: made.append(1) or _raise(ValueError("a bug"))
     )
     with pytest.raises(ValueError, match="a bug"):
         run(tmp_path, 3, Recorder())
@@ -297,7 +298,7 @@ def test_seconds_per_step_leave_out_compilation_evaluation_and_saving(tmp_path, 
         return {"mask/AP": 0.5}
 
     recorder.evaluate = evaluate
-    make_step = loop.make_train_step
+    make_step = step_module.make_train_step
 
     def slow_to_compile(*args, **kwargs):
         step = make_step(*args, **kwargs)
@@ -308,7 +309,7 @@ def test_seconds_per_step_leave_out_compilation_evaluation_and_saving(tmp_path, 
 
         return traced
 
-    monkeypatch.setattr(loop, "make_train_step", slow_to_compile)
+    monkeypatch.setattr(step_module, "make_train_step", slow_to_compile)
     original = Batches._iterate
 
     def slow_batches(self, first):
