@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from solojax.config import base_config, parse_variants
 
-# Blocks of a tower: the mask towers of SOLO do alone what SOLOv2's mask features help with.
-_HEADS = {"solov2": 2, "solo": 4, "decoupled": 4}
+_HEADS = ("solov2", "solo", "decoupled")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -28,7 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.backbone.norm = "batch_norm"
     config.model.backbone.frozen_stages = -1
     config.model.neck.channels = 64
-    config.model.head.kind, config.model.head.num_convs = head, _HEADS[head]
+    config.model.head.kind = head
+    config.model.head.num_convs = 2
     config.model.head.channels = 64
     config.model.mask_features.channels = 32
     config.model.mask_features.out_channels = 64
@@ -62,4 +62,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 50
     config.optimizer.schedule = "cosine"
+    if head != "solov2":
+        _use_masks_by_level(config)
     return config
+
+
+def _use_masks_by_level(config: ConfigDict) -> None:
+    """Suits the config to SOLO, whose masks are as coarse as the level that predicts them.
+
+    On images so small the ranges of SOLOv2 would leave an object a few mask pixels. And the maps of
+    all cells are made of the mask tower's channels alone.
+    """
+    config.model.grid.scale_ranges = ((1, 32), (24, 96), (80, 160), (128, 240), (200, 320))
+    config.model.head.num_convs = 3
+    config.model.head.channels = 128

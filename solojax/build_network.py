@@ -46,26 +46,46 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
       InputError: the grid has not one level for each level of the pyramid.
     """
     model, dtype = config.model, jnp.dtype(config.model.dtype)
-    backbone_remat, other_remat = _REMAT[config.train.remat]
+    other_remat = _REMAT[config.train.remat][1]
     _check_levels(model)
     return Segmenter(
-        backbone=ResNet(
-            depth=model.backbone.depth,
-            width=model.backbone.width,
-            norm=model.backbone.norm,
-            frozen_stages=model.backbone.frozen_stages,
-            stride_in_1x1=model.backbone.stride_in_1x1,
-            groups=model.backbone.groups,
-            base_width=model.backbone.base_width,
-            deformable=model.backbone.deformable,
-            deformable_stages=model.backbone.deformable_stages,
-            remat=backbone_remat,
-            dtype=dtype,
-        ),
+        backbone=build_backbone(model.backbone, backbone_remat(config.train.remat), dtype),
         neck=_build_neck(model, other_remat, dtype),
         head=_build_head(model, num_classes, other_remat, dtype),
         mask_features=_build_mask_features(model, other_remat, dtype),
     )
+
+
+def build_backbone(
+    backbone: ConfigDict, remat: str, dtype: jnp.dtype, norm_group_images: int | None = None
+) -> ResNet:
+    """The ResNet of `config.model.backbone`.
+
+    Args:
+      backbone: that group.
+      remat: see `ResNet`.
+      dtype: compute type.
+      norm_group_images: images whose statistics BatchNorm takes together; None for the batch.
+    """
+    return ResNet(
+        depth=backbone.depth,
+        width=backbone.width,
+        norm=backbone.norm,
+        frozen_stages=backbone.frozen_stages,
+        stride_in_1x1=backbone.stride_in_1x1,
+        groups=backbone.groups,
+        base_width=backbone.base_width,
+        deformable=backbone.deformable,
+        deformable_stages=backbone.deformable_stages,
+        bn_group_images=norm_group_images,
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+def backbone_remat(policy: str) -> str:
+    """What `train.remat` says of the backbone."""
+    return _REMAT[policy][0]
 
 
 def _build_neck(model: ConfigDict, remat: str, dtype: jnp.dtype) -> nn.Module:

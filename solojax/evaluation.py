@@ -11,18 +11,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from solojax.build import build_eval_batches, first_images, load_val_set
-from solojax.data.coco import CocoDataset
+from solojax.data.instances import InstanceDataset
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.evaluators.results import KINDS, kinds_in_results, load_results
-from solojax.inference import coco_results, predict_batches
+from solojax.inference import coco_results, jit_predict, predict_batches
 from solojax.structures import Batch, Detections, PyTree
 from solojax.tasks import Task
 from solojax.train.progress import progress_bar
-from solojax.train.sharding import batch_sharding, evaluation_mesh, gather_json
+from solojax.train.sharding import evaluation_mesh, gather_json
 
 _logger = logging.getLogger(__name__)
 _UNDEFINED = -1.0  # what COCO's figures are where there is nothing to find
@@ -42,7 +43,7 @@ class Evaluation:
       dataset: the images; the config's validation set when None.
     """
 
-    def __init__(self, task: Task, config: ConfigDict, dataset: CocoDataset | None = None):
+    def __init__(self, task: Task, config: ConfigDict, dataset: InstanceDataset | None = None):
         config = _with_whole_batches(config)
         dataset = load_val_set(config) if dataset is None else dataset
         self._dataset = first_images(dataset, config.evaluation.max_images)
@@ -54,7 +55,7 @@ class Evaluation:
         self._category_ids = _ids_of_labels(self._dataset, task, config)
         self._mask_threshold = config.evaluation.mask_threshold
         self._mesh = evaluation_mesh(config.evaluation.batch_size)
-        self._predict = jax.jit(task.predict, out_shardings=batch_sharding(self._mesh))
+        self._predict = jit_predict(task, self._mesh)
         self._make_batches = build_eval_batches(
             config,
             self._dataset,
@@ -150,7 +151,7 @@ def _warn_of_omissions(counts: Counter, num_images: int) -> None:
         )
 
 
-def _ids_of_labels(dataset: CocoDataset, task: Task, config: ConfigDict) -> tuple[int, ...]:
+def _ids_of_labels(dataset: InstanceDataset, task: Task, config: ConfigDict) -> tuple[int, ...]:
     """The category id for each of the network's labels; all the first where classes are ignored."""
     if not config.evaluation.class_agnostic:
         return tuple(dataset.category_ids)
@@ -229,11 +230,11 @@ def _cell(figure: float) -> str:
     return f"{'-':>8}" if figure == _UNDEFINED else f"{figure:8.3f}"
 
 
-def _annotations_of(dataset: CocoDataset, whole: bool) -> str | dict:
+def _annotations_of(dataset: InstanceDataset, whole: bool) -> str | dict:
     """The annotation file, or its contents for the data set's images alone."""
     if whole:
         return dataset.annotation_path
-    contents = json.loads(Path(dataset.annotation_path).read_text(encoding="utf-8-sig"))
+    contents = json.loads(epath.Path(dataset.annotation_path).read_bytes().decode("utf-8-sig"))
     kept = {image.id for image in dataset.images}
     return contents | {
         "images": [image for image in contents["images"] if image["id"] in kept],

@@ -24,7 +24,7 @@ from solojax.postprocess.rescale import detections_to_coco_results
 from solojax.structures import Batch, Detections, PyTree
 from solojax.tasks import Task
 from solojax.train.checkpoints import load_variables
-from solojax.train.sharding import local_rows, prefetch, replicate
+from solojax.train.sharding import batch_sharding, local_rows, prefetch, replicate
 
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ def coco_results(
             category_ids=category_ids,
             mask_threshold=mask_threshold,
         )
+
+
+def jit_predict(task: Task, mesh: Mesh) -> jax.stages.Wrapped:
+    """A task's `predict`, jitted so that every device keeps its own rows of the results."""
+    return jax.jit(task.predict, out_shardings=batch_sharding(mesh))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from solojax.build import (
@@ -23,7 +24,7 @@ from solojax.data.instances import InstanceDataset
 from solojax.data.padding_waste import padding_waste
 from solojax.errors import InputError
 from solojax.evaluation import Evaluation
-from solojax.foreign_models import start_from_backbone
+from solojax.pretrained import start_from_backbone
 from solojax.task_run import TaskRun
 from solojax.tasks import Task
 from solojax.train.start_checks import check_data
@@ -39,12 +40,13 @@ _ADVICE = {
 _STEPS_LOOKED_AT = 100  # for the share of padding
 
 
-def segmentation_run(config: ConfigDict) -> TaskRun:
-    """What training needs of a config's data set, network and evaluation.
+def segmentation_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
+    """What training needs of a config's data set, network and evaluation; any mesh will do.
 
     Raises:
       InputError: bad data, or data that the config does not fit.
     """
+    del mesh
     train_set = load_train_set(config)
     check_data(training=train_set)
     task = build_task(config, _num_classes(config, train_set))

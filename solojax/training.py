@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from solojax.build import build_optimizer
 from solojax.config import from_json, scaled_learning_rate, to_json, total_steps
 from solojax.config.schema import flatten
+from solojax.contrast_run import contrast_run
 from solojax.errors import InputError
 from solojax.evaluation import write_json
 from solojax.segmentation_run import segmentation_run
@@ -23,6 +24,8 @@ from solojax.train.sharding import check_batch_size, make_mesh, state_sharding
 from solojax.train.state import TrainState, create_state
 
 _logger = logging.getLogger(__name__)
+
+_RUNS = {"instance_segmentation": segmentation_run, "densecl": contrast_run}
 
 
 def run_training(config: ConfigDict, workdir: Path) -> TrainState:
@@ -41,7 +44,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
-    run = segmentation_run(config)
+    run = _RUNS[config.task](config, mesh)
     steps = total_steps(config, run.steps_per_epoch)
     optimizer, schedule = build_optimizer(config, steps)
     _say(config, run, steps, mesh.size)

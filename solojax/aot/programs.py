@@ -20,6 +20,7 @@ from solojax.config.validation import validate
 from solojax.data.canvas import multiple_of_32
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example
+from solojax.inference import jit_predict
 from solojax.structures import Batch, PyTree
 from solojax.tasks import Task
 from solojax.train.sharding import batch_sharding, replicated, state_sharding
@@ -98,12 +99,7 @@ def lower_predict_step(
     batch = _abstract_batch(mesh, per_chip_batch * mesh.size, empty_example(canvas, 0))
     variables = jax.eval_shape(task.init, jax.random.key(config.seed), batch)
     everywhere = jax.tree.map(lambda _: replicated(mesh), variables)
-    return jit_predict_step(task, mesh).lower(_placed(variables, everywhere), batch)
-
-
-def jit_predict_step(task: Task, mesh: Mesh) -> jax.stages.Wrapped:
-    """The jitted prediction step, as evaluation runs it: every device keeps its own rows."""
-    return jax.jit(task.predict, out_shardings=batch_sharding(mesh))
+    return jit_predict(task, mesh).lower(_placed(variables, everywhere), batch)
 
 
 def abstract_train_batch(

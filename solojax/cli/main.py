@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from solojax.config.names import nearest_name
-from solojax.config.schema import known_keys
+from solojax.config.schema import TASKS, known_keys
 from solojax.errors import InputError
 from solojax.train import distributed
 
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except (Exception, KeyboardInterrupt) as error:
+        distributed.wait_for_cause(error)
         line, code = _explain(error)
         if line is None:
             distributed.stop_because(error)
@@ -236,7 +237,7 @@ def _check_flags(parser: _Parser, words: list[str]) -> None:
         if not name.startswith("-") or name in known or _is_value(word):
             continue
         if "--config" in known:
-            known += [f"--config.{path}" for path in known_keys()]
+            known += [f"--config.{path}" for task in TASKS for path in known_keys(task)]
         raise InputError(f"unknown flag '{name}': did you mean '{nearest_name(name, known)}'?")
 
 

@@ -5,6 +5,7 @@ arguments.
 """
 
 from solojax.config.base import base_config
+from solojax.config.contrastive import contrastive_config
 from solojax.config.files import find_config, shipped_configs
 from solojax.config.json_text import from_json, to_json
 from solojax.config.loading import apply_overrides, load_config
@@ -22,6 +23,7 @@ __all__ = [
     "SCHEDULES",
     "apply_overrides",
     "base_config",
+    "contrastive_config",
     "evaluation_interval",
     "find_config",
     "from_json",

@@ -1,29 +1,32 @@
-"""Every key of a config, its meaning and its default: SOLOv2 R50 on COCO, as published."""
+"""Every key of an instance segmentation config, its meaning and default: SOLOv2 R50 on COCO."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict, FieldReference
 
 
-def _optional(kind: type, value=None) -> FieldReference:
+def optional(kind: type, value=None) -> FieldReference:
     """A key that may be None (not set); any other value must be of `kind`."""
     return FieldReference(value, field_type=kind)
 
 
 def base_config() -> ConfigDict:
-    """Returns a new locked config with every key there is.
+    """Returns a new locked config with every key of instance segmentation.
 
     A file under configs/ changes what it needs and adds none. Sizes are in pixels, tuples of two
     are (height, width) unless said otherwise, and None, where a key allows it, means not set.
     """
     config = ConfigDict()
+    # What is trained; it decides which keys there are: instance_segmentation (these) | densecl
+    # (those of config/contrastive.py).
+    config.task = "instance_segmentation"
     # Of the weights, the order of the images and everything drawn at random.
     config.seed = 0
     config.model = _model()
     config.loss = _loss()
     config.data = _data()
-    config.train = _train()
-    config.optimizer = _optimizer()
+    config.train = train_keys()
+    config.optimizer = optimizer_keys()
     config.evaluation = _evaluation()
     return config.lock()
 
@@ -31,37 +34,14 @@ def base_config() -> ConfigDict:
 def _model() -> ConfigDict:
     model = ConfigDict()
     # K. None: as many as the training annotations name.
-    model.num_classes = _optional(int)
+    model.num_classes = optional(int)
     # Of the computation: float32 | bfloat16. Parameters and losses are float32 always.
     model.dtype = "float32"
     # Where the published code and the thesis part, whom the network follows: release | thesis.
     # Numbers that differ (dice_epsilon, sigma) are keys of their own.
     model.semantics = "release"
 
-    model.backbone = ConfigDict()
-    # Of the ResNet: 18 | 34 | 50 | 101 | 152.
-    model.backbone.depth = 50
-    # Channels of its stem and first stage; the published networks have 64.
-    model.backbone.width = 64
-    # frozen_batch_norm (stored statistics) | batch_norm (over the global batch) | group_norm.
-    model.backbone.norm = "frozen_batch_norm"
-    # Parts that do not train: -1 none, 0 the stem, 1 the stem and the first stage, up to 4 all.
-    model.backbone.frozen_stages = 1
-    # Whether scale and shift of the norms train (outside the frozen stages).
-    model.backbone.train_norm_affine = True
-    # Where a stage halves its resolution: in the 3x3 convolution (torchvision) or, if True, in the
-    # 1x1 before it (MSRA).
-    model.backbone.stride_in_1x1 = False
-    # Groups of the 3x3 convolutions, and channels of one in the first stage: 64 and 4 at depth 101
-    # are ResNeXt-101-64x4d. From depth 50 on.
-    model.backbone.groups = 1
-    model.backbone.base_width = 64
-    # The 3x3 convolutions of these stages (stage n ends in C(n + 1)): none (ordinary) | v1 | v2
-    # (modulated deformable convolution). From depth 50 on.
-    model.backbone.deformable = "none"
-    model.backbone.deformable_stages = (2, 3, 4)
-    # File of backbone weights to start from. Empty: random weights.
-    model.backbone.checkpoint = ""
+    model.backbone = backbone_keys()
 
     model.neck = ConfigDict()
     # fpn (a pyramid) | single_scale (C3 to C5 merged at stride 8, for a grid of one level).
@@ -126,6 +106,35 @@ def _model() -> ConfigDict:
     return model
 
 
+def backbone_keys() -> ConfigDict:
+    """The backbone's keys, which every task has."""
+    backbone = ConfigDict()
+    # Of the ResNet: 18 | 34 | 50 | 101 | 152.
+    backbone.depth = 50
+    # Channels of its stem and first stage; the published networks have 64.
+    backbone.width = 64
+    # frozen_batch_norm (stored statistics) | batch_norm (over the global batch) | group_norm.
+    backbone.norm = "frozen_batch_norm"
+    # Parts that do not train: -1 none, 0 the stem, 1 the stem and the first stage, up to 4 all.
+    backbone.frozen_stages = 1
+    # Whether scale and shift of the norms train (outside the frozen stages).
+    backbone.train_norm_affine = True
+    # Where a stage halves its resolution: in the 3x3 convolution (torchvision) or, if True, in the
+    # 1x1 before it (MSRA).
+    backbone.stride_in_1x1 = False
+    # Groups of the 3x3 convolutions, and channels of one in the first stage: 64 and 4 at depth 101
+    # are ResNeXt-101-64x4d. From depth 50 on.
+    backbone.groups = 1
+    backbone.base_width = 64
+    # The 3x3 convolutions of these stages (stage n ends in C(n + 1)): none (ordinary) | v1 | v2
+    # (modulated deformable convolution). From depth 50 on.
+    backbone.deformable = "none"
+    backbone.deformable_stages = (2, 3, 4)
+    # Backbone weights to start from: a PyTorch file, or the work directory of a run. Empty: random.
+    backbone.checkpoint = ""
+    return backbone
+
+
 def _loss() -> ConfigDict:
     loss = ConfigDict()
     # dice | focal | bce. The thesis weighs them with 3, 20 and 10.
@@ -141,7 +150,7 @@ def _loss() -> ConfigDict:
     loss.dice_epsilon = 1e-3
     # Images per group over which losses are averaged before the groups are. None: the global
     # batch; 2: the published runs, with two images per GPU.
-    loss.group_images = _optional(int)
+    loss.group_images = optional(int)
     return loss
 
 
@@ -188,29 +197,30 @@ def _data() -> ConfigDict:
     return data
 
 
-def _train() -> ConfigDict:
+def train_keys() -> ConfigDict:
+    """The keys about the length and the pace of a run, which every task has."""
     train = ConfigDict()
     # Images per step over all devices and processes.
     train.batch_size = 16
     # Length of the run. Set one or both: total_steps wins.
-    train.total_steps = _optional(int)
-    train.epochs = _optional(int, 36)
+    train.total_steps = optional(int)
+    train.epochs = optional(int, 36)
     # Steps between two lines of metrics. 0: never.
     train.log_every = 50
     # Steps between two evaluations, 0: never. None: eval_every_epochs decides.
-    train.eval_every = _optional(int)
+    train.eval_every = optional(int)
     # Epochs between two evaluations, 0: never. Read only where eval_every is None.
     train.eval_every_epochs = 1
     # Steps between two checkpoints. 0: never.
     train.checkpoint_every = 1000
     # The newest so many are kept, and the best by best_metric (None: no best one).
     train.keep_checkpoints = 3
-    train.best_metric = _optional(str, "mask/AP")
+    train.best_metric = optional(str, "mask/AP")
     # A step goes through the network in so many parts of batch_size / accumulate_steps images:
     # less memory, the same gradient where no norm looks across images.
     train.accumulate_steps = 1
     # Decay per step of a moving average of the parameters, which is then what gets evaluated.
-    train.ema_decay = _optional(float)
+    train.ema_decay = optional(float)
     # What the backward pass computes anew instead of keeping it, for less memory and more time:
     # none | blocks (all inside the backbone's residual blocks) | blocks_convs (as blocks, but the
     # results of convolutions are kept: norms and ReLUs alone run again) | all (also the neck and
@@ -221,19 +231,20 @@ def _train() -> ConfigDict:
     return train
 
 
-def _optimizer() -> ConfigDict:
+def optimizer_keys() -> ConfigDict:
+    """The optimizer's keys, which every task has."""
     optimizer = ConfigDict()
     # sgd (PyTorch's) | adamw (for runs of minutes; reads no momentum).
     optimizer.name = "sgd"
     # At a batch of reference_batch images; a run's own is learning_rate * batch_size /
     # reference_batch. reference_batch None: learning_rate as it stands.
     optimizer.learning_rate = 0.01
-    optimizer.reference_batch = _optional(int, 16)
+    optimizer.reference_batch = optional(int, 16)
     optimizer.momentum = 0.9
     # Of every parameter, norms and biases too.
     optimizer.weight_decay = 1e-4
     # Largest global norm of the gradient. None: not clipped.
-    optimizer.clip_norm = _optional(float, 35.0)
+    optimizer.clip_norm = optional(float, 35.0)
     # The rate rises linearly from warmup_factor times its value over the first warmup_steps.
     optimizer.warmup_steps = 500
     optimizer.warmup_factor = 0.01
@@ -257,7 +268,7 @@ def _evaluation() -> ConfigDict:
     # Images per step over all devices and processes.
     evaluation.batch_size = 1
     # The first so many images of the validation set. None: all.
-    evaluation.max_images = _optional(int)
+    evaluation.max_images = optional(int)
 
     # (cell, class) pairs count as candidates above this score.
     evaluation.score_threshold = 0.1

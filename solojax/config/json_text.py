@@ -6,13 +6,15 @@ import json
 
 from ml_collections import ConfigDict
 
-from solojax.config.base import base_config
 from solojax.config.schema import (
+    DEFAULT_TASK,
+    TASKS,
     check_keys,
     flatten,
     known_keys,
     nested_tuples,
     set_value,
+    task_of,
     unknown_key_error,
 )
 from solojax.errors import InputError
@@ -38,12 +40,14 @@ def from_json(text: str) -> ConfigDict:
         raise InputError(f"config text is no JSON, line {error.lineno}: {error.msg}") from error
     if not isinstance(tree, dict):
         raise InputError(f"config text is a JSON {type(tree).__name__}: it must be an object")
-    config, known = base_config(), known_keys()
+    # Texts from before there were other tasks name none.
+    task = task_of(ConfigDict({"task": DEFAULT_TASK} | tree))
+    config, known = TASKS[task](), known_keys(task)
     for path, value in flatten(ConfigDict(tree)).items():
         if path == "train.remat" and isinstance(value, bool):  # which chose blocks or none
             value = "blocks" if value else "none"
         if path not in known:
-            raise unknown_key_error(path)
+            raise unknown_key_error(path, task)
         try:
             set_value(config, path, nested_tuples(value))
         except TypeError as error:

@@ -22,6 +22,7 @@ from solojax.config.schema import (
     known_keys,
     nested_tuples,
     set_value,
+    task_of,
     unknown_key_error,
 )
 from solojax.config.validation import validate
@@ -41,7 +42,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       spec: `FILE.py` or `FILE.py:variant,…`. The file defines `get_config()` or `get_config(arg)`,
-        which returns a config made from `base_config()`; `arg` is the text after the colon.
+        which returns a config made from `base_config()` or `contrastive_config()`; `arg` is the
+        text after the colon.
       overrides: `--config.optimizer.learning_rate=0.02` and the like, the last of a key winning.
 
     Returns:
@@ -66,7 +68,7 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
       InputError: a key is unknown, a value is of the wrong type or makes no sense.
     """
     for override in overrides:
-        path, value = _parse_override(override)
+        path, value = _parse_override(override, task_of(config))
         set_value(config, path, value)
     validate(config)
 
@@ -113,12 +115,14 @@ def _describe_failure(path: Path, error: Exception) -> str:
     return f"config file {where}: {type(error).__name__}: {text}"
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str, task: str) -> tuple[str, Any]:
     flag, equals, text = override.partition("=")
     path = flag.removeprefix("--").removeprefix("config.")
-    if path not in known_keys():
-        raise unknown_key_error(path)
-    key = known_keys()[path]
+    if path not in known_keys(task):
+        raise unknown_key_error(path, task)
+    if path == "task":
+        raise InputError(f"{flag}: the config file decides the task: give another by --config")
+    key = known_keys(task)[path]
     if not equals:
         raise InputError(f"{flag} has no value: write {flag}=VALUE, {describe_kind(key)}")
     return path, _parse_value(path, text, key)

@@ -1,4 +1,4 @@
-"""Which keys a config has and of what kind, read off `base_config`."""
+"""Which keys a config has and of what kind, read off the base config of its task."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from solojax.config.base import base_config
+from solojax.config.contrastive import contrastive_config
 from solojax.config.names import nearest_name
 from solojax.errors import InputError
+
+# What makes the config with every key of a task.
+TASKS = {"instance_segmentation": base_config, "densecl": contrastive_config}
+DEFAULT_TASK = "instance_segmentation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +27,24 @@ class Key:
 
 
 @functools.cache
-def known_keys() -> dict[str, Key]:
-    """Returns every key by its dotted path, in alphabetical order within a group."""
-    return dict(_keys(base_config(), ""))
+def known_keys(task: str = DEFAULT_TASK) -> dict[str, Key]:
+    """Returns every key of a task by its dotted path, in alphabetical order within a group."""
+    return dict(_keys(TASKS[task](), ""))
+
+
+def task_of(config: ConfigDict) -> str:
+    """Returns the task of a config.
+
+    Raises:
+      InputError: it has none, or one that is unknown.
+    """
+    task = config.get("task", None)
+    if task not in TASKS:
+        raise InputError(
+            f"config key 'task' is {task!r}: give one of {', '.join(TASKS)}, by starting the "
+            "config from solojax.config.base_config() or contrastive_config()"
+        )
+    return task
 
 
 def _keys(group: ConfigDict, prefix: str):
@@ -60,9 +80,9 @@ def nested_tuples(value: Any) -> Any:
     return value
 
 
-def unknown_key_error(path: str) -> InputError:
-    """Says that no key has this path, and which one comes nearest."""
-    known = known_keys()
+def unknown_key_error(path: str, task: str = DEFAULT_TASK) -> InputError:
+    """Says that no key of a task has this path, and which one comes nearest."""
+    known = known_keys(task)
     below = [key for key in known if key.startswith(f"{path}.")]
     if below:
         return InputError(f"config key '{path}' is a group: set one of {', '.join(below)}")
@@ -75,20 +95,21 @@ def unknown_key_error(path: str) -> InputError:
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Checks that a config has exactly the known keys, each with a value of its kind.
+    """Checks that a config has exactly the keys of its task, each with a value of its kind.
 
     Raises:
       InputError: a key is unknown, absent or of the wrong type.
     """
-    values, known = flatten(config), known_keys()
+    task = task_of(config)
+    values, known = flatten(config), known_keys(task)
     for path in values:
         if path not in known:
-            raise unknown_key_error(path)
+            raise unknown_key_error(path, task)
     for path, key in known.items():
         if path not in values:
             raise InputError(
                 f"config key '{path}' is missing: start the config from "
-                "solojax.config.base_config()"
+                f"solojax.config.{TASKS[task].__name__}()"
             )
         check_kind(path, values[path], key)
 

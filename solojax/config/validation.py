@@ -8,11 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from solojax.config.names import nearest_name
-from solojax.config.schema import check_keys, flatten
+from solojax.config.schema import TASKS, check_keys, flatten
 from solojax.errors import InputError
 
 _DEFORMABLE = ("none", "v1", "v2")
 _CHOICES = {
+    "task": tuple(TASKS),
     "model.dtype": ("float32", "bfloat16"),
     "model.semantics": ("release", "thesis"),
     "model.head.kind": ("solov2", "solo", "decoupled", "decoupled_light"),
@@ -37,6 +38,13 @@ _CHOICES = {
     "evaluation.kernel": ("gaussian", "linear"),
     "evaluation.backend": ("fast", "reference"),
 }
+_CHOICES_OF_TASK = {
+    "densecl": {
+        "data.format": ("folder", "coco", "records"),
+        "contrast.correspondence": ("max_sim_features", "max_sim_embeddings", "random"),
+        "contrast.negatives": ("pooled", "sampled"),
+    }
+}
 # (lowest, highest) value, both allowed. None is checked only where it is set.
 _RANGES = {
     "seed": (0, 2**32 - 1),
@@ -51,6 +59,13 @@ _RANGES = {
     "evaluation.mask_threshold": (0, 1),
     "evaluation.update_threshold": (0, 1),
     "evaluation.nms_threshold": (0, 1),
+    "contrast.dense_weight": (0, 1),
+    "contrast.momentum": (0, 1),
+    "views.flip_probability": (0, 1),
+    "views.jitter_probability": (0, 1),
+    "views.grayscale_probability": (0, 1),
+    "views.blur_probability": (0, 1),
+    "views.hue": (0, 0.5),
 }
 _MAY_BE_ZERO = (
     "model.head.num_coordinate_convs",
@@ -67,6 +82,11 @@ _MAY_BE_ZERO = (
     "train.checkpoint_every",
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
+    "model.backbone.norm_group_images",
+    "contrast.dense_warmup_steps",
+    "views.brightness",
+    "views.contrast",
+    "views.saturation",
 )
 _GROUP_NORM_GROUPS = 32
 
@@ -78,16 +98,21 @@ def validate(config: ConfigDict) -> None:
       InputError: with the key, its value and what is allowed.
     """
     check_keys(config)
+    choices = _CHOICES | _CHOICES_OF_TASK.get(config.task, {})
     for path, value in flatten(config).items():
-        if path in _CHOICES:
-            _check_choice(path, value, _CHOICES[path])
+        if path in choices:
+            _check_choice(path, value, choices[path])
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(path, value)
+    _check_backbone_and_pixels(config.model)
+    _check_train(config)
+    _check_optimizer(config.optimizer)
+    if config.task == "densecl":
+        _check_contrast(config)
+        return
     _check_model(config.model)
     _check_mask_loss(config)
     _check_data(config)
-    _check_train(config)
-    _check_optimizer(config.optimizer)
     _check_evaluation(config.evaluation)
 
 
@@ -134,6 +159,51 @@ def _check_tuple(
             raise _error(path, values, f"{value!r} is among it, give {words}{limit}")
 
 
+def _check_backbone_and_pixels(model: ConfigDict) -> None:
+    _check_tuple("model.pixel_mean", model.pixel_mean, float, 3, above=-math.inf)
+    _check_tuple("model.pixel_std", model.pixel_std, float, 3)
+    stages = model.backbone.deformable_stages
+    _check_tuple("model.backbone.deformable_stages", stages, int)
+    if max(stages) > 4:
+        raise _error("model.backbone.deformable_stages", stages, "give stages from 1 to 4")
+
+
+def _check_contrast(config: ConfigDict) -> None:
+    model, contrast, views, rows = config.model, config.contrast, config.views, config.train
+    if model.grid:
+        _check_tuple("model.grid", model.grid, int, 2)
+    for name in ("size", "scale", "ratio", "blur_sigma"):
+        kind = int if name == "size" else float
+        _check_tuple(f"views.{name}", views[name], kind, 2)
+        if name != "size" and views[name][0] > views[name][1]:
+            raise _error(f"views.{name}", views[name], "the first must not be above the second")
+    if any(side % 32 for side in views.size):
+        raise _error("views.size", views.size, "both sides must be multiples of 32")
+    if contrast.queue_length % rows.batch_size:
+        raise _error(
+            "contrast.queue_length",
+            contrast.queue_length,
+            f"it must be a multiple of train.batch_size, {rows.batch_size}",
+        )
+    group = model.backbone.norm_group_images
+    if group and rows.batch_size % group:
+        raise _error(
+            "model.backbone.norm_group_images",
+            group,
+            f"it must divide train.batch_size, {rows.batch_size}",
+        )
+    if rows.accumulate_steps != 1:
+        raise _error(
+            "train.accumulate_steps",
+            rows.accumulate_steps,
+            "queues and groups of BatchNorm need the whole batch at once, give 1",
+        )
+    if contrast.dense_weight and not model.dense:
+        raise _error(
+            "contrast.dense_weight", contrast.dense_weight, "without model.dense it must be 0"
+        )
+
+
 def _check_model(model: ConfigDict) -> None:
     for path, channels in (
         ("model.head.channels", model.head.channels),
@@ -142,13 +212,7 @@ def _check_model(model: ConfigDict) -> None:
     ):
         if channels % _GROUP_NORM_GROUPS:
             raise _error(path, channels, f"give a multiple of {_GROUP_NORM_GROUPS}, for GroupNorm")
-    _check_tuple("model.pixel_mean", model.pixel_mean, float, 3, above=-math.inf)
-    _check_tuple("model.pixel_std", model.pixel_std, float, 3)
     _check_unused(model)
-    stages = model.backbone.deformable_stages
-    _check_tuple("model.backbone.deformable_stages", stages, int)
-    if max(stages) > 4:
-        raise _error("model.backbone.deformable_stages", stages, "give stages from 1 to 4")
     _check_tuple("model.grid.num_grids", model.grid.num_grids, int)
     _check_tuple("model.grid.strides", model.grid.strides, int)
     for low_high in model.grid.scale_ranges:
@@ -207,10 +271,10 @@ def _check_train(config: ConfigDict) -> None:
         raise InputError(
             "config keys 'train.total_steps' and 'train.epochs' are both None: set one of them"
         )
-    for path, parts in (
-        ("train.accumulate_steps", train.accumulate_steps),
-        ("loss.group_images", config.loss.group_images),
-    ):
+    groups = {"train.accumulate_steps": train.accumulate_steps}
+    if "loss" in config:
+        groups["loss.group_images"] = config.loss.group_images
+    for path, parts in groups.items():
         if parts is not None and train.batch_size % parts:
             raise _error(path, parts, f"it must divide train.batch_size, {train.batch_size}")
 

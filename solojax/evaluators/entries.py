@@ -8,14 +8,16 @@ import numbers
 from collections.abc import Mapping
 from pathlib import Path
 
+from etils import epath
+
 from solojax.errors import InputError
 
 
 def read_json(path: str | Path, what: str) -> object:
     """The contents of a json file; `what` names them in the message of an InputError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
+        # Through epath, since the annotations of records may lie in a bucket.
+        return json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot read the {what} ({error.strerror}); check the path"

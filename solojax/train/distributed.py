@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -31,6 +32,10 @@ HEARTBEAT_TIMEOUT = 100
 INITIALIZATION_TIMEOUT = 300
 _BAD_INPUT = 2
 _NEVER = 7 * 24 * 3600 * 1000  # milliseconds; the watch ends what waits for a process that is gone
+_CONNECTION = re.compile(
+    r"gloo|nccl|coordination service|connection (reset|closed|refused)|socket closed|barrier",
+    re.IGNORECASE,
+)
 _watch: ProcessWatch | None = None
 _cluster: Cluster | None = None
 _comparisons = 0
@@ -174,19 +179,35 @@ def stop_alike(code: int) -> None:
 
 
 def stop_because(error: Exception) -> None:
-    """Ends every process after an error that no one foresaw, with code 1 and a traceback.
-
-    What a collective says when a process at its other end is gone helps nobody: the watch is given
-    the time to name that process instead. Want of memory is no such consequence.
-    """
+    """Ends every process after an error that no one foresaw, with code 1 and a traceback."""
     if _watch is None:
         return
-    from jax.errors import JaxRuntimeError
-
-    if isinstance(error, JaxRuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
-        _watch.wait_for_cause()
     traceback.print_exception(error)
     stop(" ".join(f"{type(error).__name__}: {error}".split())[:1000], 1)
+
+
+def wait_for_cause(error: BaseException) -> None:
+    """Where an error is most likely the consequence of a lost process: lets the watch say so.
+
+    What a collective, or a save that all processes take part in, says when one of them is gone
+    helps nobody. The watch ends this process if it finds one gone; otherwise this returns. Want of
+    memory is no such consequence.
+    """
+    while _watch is not None and error is not None:
+        if _is_of_connection(error):
+            _watch.wait_for_cause()
+            return
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """By its words too: Orbax passes on errors of its threads as those of other types."""
+    from jax.errors import JaxRuntimeError
+
+    text = str(error)
+    if isinstance(error, JaxRuntimeError):
+        return not text.startswith("RESOURCE_EXHAUSTED")
+    return _CONNECTION.search(text) is not None
 
 
 def _check_port(address: str) -> None:

@@ -46,9 +46,21 @@ def fail(args) -> None:
     print("joined", flush=True)
     if args.value == "input":
         raise InputError("photo.jpg is broken; mend it")
+    if args.value == "consequence":
+        lose_connection()
     if args.value == "bug":
         raise KeyError("a mistake")
     time.sleep(600)
+
+
+def lose_connection() -> None:
+    """What a save says when the process that it waits for is killed: bad input, caused by JAX."""
+    from jax.errors import JaxRuntimeError
+
+    try:
+        raise JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    except JaxRuntimeError as error:
+        raise InputError("checkpoint 25 could not be saved; free space") from error
 
 
 def steps(args) -> None:

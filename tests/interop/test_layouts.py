@@ -147,6 +147,7 @@ def test_linear_layers_and_queues_change_their_axes():
     np.testing.assert_array_equal(variables["queues"]["dense"]["vectors"], state["queue2"].T)
     position = variables["queues"]["dense"]["position"]
     assert np.issubdtype(position.dtype, np.integer)
+    assert position.shape == () and position == state["queue2_ptr"][0]
 
 
 def test_files_of_no_layout_and_of_two():

@@ -146,6 +146,61 @@ def test_a_batch_without_valid_rows_leaves_the_running_statistics_alone():
     assert_same_bits(updated["batch_stats"], variables["batch_stats"])
 
 
+def test_groups_of_images_are_normalised_as_batches_of_their_own():
+    """Outputs and gradients of each; the running statistics move by the mean."""
+    x = np.random.default_rng(1).normal(1, 2, size=(6, 4, 3, 4)).astype(np.float32)
+    x[2:4] += 5
+    whole, grouped = (BatchNorm(False, group_images=size) for size in (None, 2))
+    variables = random_variables(whole, x)
+
+    def sums(norm):
+        def loss(variables, x):
+            out, updated = norm.apply(variables, x, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(out)), (out, updated["batch_stats"])
+
+        return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+    (gradient, x_gradient), (out, stats) = sums(grouped)(variables, x)
+    parts = [sums(whole)(variables, x[start : start + 2]) for start in (0, 2, 4)]
+    np.testing.assert_allclose(out, np.concatenate([p[1][0] for p in parts]), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        x_gradient, np.concatenate([p[0][1] for p in parts]), rtol=0, atol=1e-5
+    )
+    for name in ("scale", "bias"):
+        expected = sum(p[0][0]["params"][name] for p in parts)
+        np.testing.assert_allclose(gradient["params"][name], expected, rtol=1e-4, atol=1e-4)
+    for name in ("mean", "var"):
+        expected = np.mean([p[1][1][name] for p in parts], axis=0)
+        np.testing.assert_allclose(stats[name], expected, rtol=1e-5)
+
+
+def test_masked_rows_and_empty_groups_do_not_count_in_groups():
+    x = np.random.default_rng(1).normal(1, 2, size=(6, 4, 3, 4)).astype(np.float32)
+    mask = np.array([True, False, False, False, True, True])
+    whole, grouped = (BatchNorm(False, group_images=size) for size in (None, 2))
+    variables = random_variables(whole, x)
+    apply = lambda norm, *args: norm.apply(variables, *args, mutable=["batch_stats"])  # noqa: E731
+    out, updated = apply(grouped, x, mask)
+    first, second = apply(whole, x[:1]), apply(whole, x[4:])
+    np.testing.assert_allclose(out[:1], first[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(out[4:], second[0], rtol=0, atol=1e-5)
+    assert np.all(np.isfinite(out))
+    for name in ("mean", "var"):
+        expected = (first[1]["batch_stats"][name] + second[1]["batch_stats"][name]) / 2
+        np.testing.assert_allclose(updated["batch_stats"][name], expected, rtol=1e-5)
+    _, updated = apply(grouped, x, np.zeros(6, bool))
+    assert_same_bits(updated["batch_stats"], variables["batch_stats"])
+
+
+def test_stored_statistics_know_no_groups_and_a_group_must_divide_the_batch():
+    frozen, training = (BatchNorm(stored, group_images=2) for stored in (True, False))
+    variables = random_variables(frozen, X)
+    wanted = BatchNorm(True).apply(variables, X)
+    np.testing.assert_array_equal(frozen.apply(variables, X), wanted)
+    with pytest.raises(InputError, match="groups of 2 images do not divide the batch of 3"):
+        training.apply(variables, X, mutable=["batch_stats"])
+
+
 def test_initialising_batch_norm_stores_mean_zero_and_variance_one():
     variables = quick_jit(BatchNorm(use_running_average=False).init)(jax.random.key(0), X)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(4))

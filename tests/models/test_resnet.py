@@ -228,3 +228,23 @@ def test_rows_are_masked_in_every_norm_of_the_network():
 
     other = np.stack([image[0], image[1] * 3 + 1])
     assert_same_bits(statistics(image), statistics(other))
+
+
+@pytest.mark.usefixtures("three_blocks")
+def test_groups_reach_every_norm_of_the_network():
+    """Two groups of an image each: the maps that either gives alone, statistics in the middle."""
+    shared = {"width": 4, "norm": "batch_norm", "frozen_stages": -1}
+    whole, grouped = ResNet(18, **shared), ResNet(18, **shared, bn_group_images=1)
+    image = IMAGE[:, :32].astype(np.float32)
+    variables = random_variables(whole, image)
+
+    def apply(model):
+        return quick_jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]))
+
+    features, updated = apply(grouped)(image)
+    alone = [apply(whole)(image[row : row + 1]) for row in range(2)]
+    for level, maps in enumerate(features):
+        expected = np.concatenate([each[0][level] for each in alone])
+        np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, alone[0][1], alone[1][1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), updated, mean)

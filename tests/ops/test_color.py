@@ -61,7 +61,9 @@ def levels_apart(rgb, key):
 
 
 def mixed(pixel, other, factor):
-    return [min(max(factor * p + (1 - factor) * o, 0.0), 1.0) for p, o in zip(pixel, other)]
+    return [
+        min(max(factor * p + (1 - factor) * o, 0.0), 1.0) for p, o in zip(pixel, other, strict=True)
+    ]
 
 
 def luma(pixel):

@@ -12,6 +12,7 @@ import time
 import pytest
 from helpers.processes import HEARTBEAT, Processes
 from helpers.tiny_run import NANO_CONFIG, edit_json, write_data
+from jax.errors import JaxRuntimeError
 
 from solojax.errors import InputError
 from solojax.train import distributed, process_watch
@@ -75,6 +76,16 @@ def test_an_error_of_one_process_ends_all_with_its_line_and_code(tmp_path, culpr
         assert two[culprit].last_line == f"solojax (process {culprit}): {line}"
         expected = f"solojax (process {other}): process {culprit} stopped: {line}"
         assert two[other].last_line == expected
+
+
+def test_an_error_that_the_loss_of_another_process_caused_names_that_process(tmp_path):
+    own = {1: ["--value=consequence"]}
+    with Processes("joined_process", ["fail"], count=3, folder=tmp_path, own=own) as three:
+        three.wait_for("joined")
+        three.send(signal.SIGKILL, 2)
+        three.wait()
+        assert [three[0].code, three[1].code] == [LOST, LOST]
+        assert "process 2 is lost" in three[1].last_line and "checkpoint" not in three[1].text
 
 
 def test_a_bug_in_one_process_shows_its_traceback_there_and_its_line_elsewhere(tmp_path):
@@ -143,6 +154,20 @@ def test_a_single_process_has_nothing_to_compare_or_to_end(monkeypatch):
     distributed.stop("a line", 2)
     distributed.stop_alike(2)
     distributed.stop_because(ValueError("x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (JaxRuntimeError("UNKNOWN: anything"), True),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB"), False),
+        (ValueError("[external/gloo/pair.cc:538] Read error: Connection reset by peer"), True),
+        (InputError("photo.jpg is broken"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_errors_that_the_loss_of_a_process_may_cause(error, expected):
+    assert distributed._is_of_connection(error) == expected
 
 
 def test_silence_counts_the_time_of_the_one_who_listens(monkeypatch):

@@ -1,0 +1,82 @@
+"""Contrastive pre-training as a training run."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from solojax.build_contrast import (
+    build_contrast_task,
+    build_view_batches,
+    build_view_plan,
+    example_views,
+    load_image_list,
+)
+from solojax.config import to_json
+from solojax.errors import InputError
+from solojax.pretrained import start_from_backbone
+from solojax.task_run import TaskRun
+from solojax.train.start_checks import check_data
+from solojax.train.state import TrainState
+
+_ADVICE = {
+    "data/broken_images": "the images that cannot be read are named above: mend or remove them",
+}
+
+
+def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
+    """What training needs of a config's images and encoders.
+
+    Raises:
+      InputError: bad data, or a first backbone that does not fit.
+    """
+    images = load_image_list(config)
+    check_data(training=images)
+    plan = build_view_plan(config, images)
+    return TaskRun(
+        task=build_contrast_task(config, mesh),
+        steps_per_epoch=plan.steps_per_epoch,
+        example=example_views(config),
+        make_batches=functools.partial(
+            build_view_batches,
+            config,
+            images,
+            plan,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        summary=(f"{len(images)} images, two views of each",),
+        metadata={"config": to_json(config), "data": images.fingerprint},
+        check_restored=functools.partial(_check_images, images.source, images.fingerprint),
+        start=functools.partial(_start, config),
+        evaluate=None,
+        evaluate_every=0,
+        advice=_ADVICE,
+    )
+
+
+def _check_images(source: str, fingerprint: str, metadata: dict, checkpoint: str) -> None:
+    if metadata.get("data") != fingerprint:
+        raise InputError(
+            f"{source}: its images are not those that checkpoint {checkpoint} was trained on; use "
+            "the images of that run or another --workdir"
+        )
+
+
+def _start(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state whose encoders both begin with the backbone that the config names, if any."""
+    if not config.model.backbone.checkpoint:
+        return state
+    loaded = start_from_backbone(state.params, state.batch_stats, config)
+    places = jax.tree.map(lambda x: x.sharding, (state.params, state.batch_stats))
+    params, stats = jax.device_put(loaded, places)
+    keys = {
+        "key_params": jax.tree.map(jnp.copy, params),
+        "key_batch_stats": jax.tree.map(jnp.copy, stats),
+    }
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, batch_stats=stats, ema_params=ema, extra=state.extra | keys)

@@ -1,0 +1,110 @@
+"""DenseCL on 1, 2 and 4 devices: the same losses, gradients and queues, and what is sent for it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.small_densecl import ROWS, SIDE, WIDTH, random_views, small_state, small_task
+from helpers.tiny import quick_jit, record_gradients, relative_distance
+
+from solojax.ops.shuffle import GroupShuffle
+from solojax.train.collectives import collective_instructions
+from solojax.train.optimizers import sgd
+from solojax.train.sharding import batch_sharding, make_mesh, put_batch, replicated, spread
+from solojax.train.step import make_train_step
+
+COUNTS = (1, 2, 4)
+GROUPS = (4, 8)  # on four devices one group a device, and half of one
+pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices")
+
+
+def build(count, group, dtype=jnp.float32):
+    """(mesh, task) of that many devices."""
+    mesh = make_mesh(jax.devices()[:count])
+    shuffle = GroupShuffle(group, batch_sharding(mesh))
+    return mesh, small_task(group=group, shuffle=shuffle, dtype=dtype)
+
+
+def run(count, group, optimizer, *, steps=1, dtype=np.float32, shard_queues=False):
+    """(losses, final state) from one state on that many devices, a new batch in every step."""
+    mesh, task = build(count, group, dtype)
+    state = small_state(task, optimizer, dtype)
+    shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    if shard_queues:
+        shardings.extra["queues"] = jax.tree.map(
+            lambda leaf: spread(leaf.shape, mesh), state.extra["queues"]
+        )
+    state = jax.device_put(state, shardings)
+    step = quick_jit(make_train_step(task, optimizer), out_shardings=(shardings, replicated(mesh)))
+    losses = []
+    for index in range(steps):
+        state, metrics = step(state, put_batch(random_views(index), mesh))
+        losses.append([float(metrics[name]) for name in ("loss", "loss/global", "loss/dense")])
+    return np.array(losses), jax.device_get(state)
+
+
+@functools.cache
+def float64_steps(count, group, shard_queues=False):
+    with jax.enable_x64(True):
+        optimizer = sgd(lambda step: 0.03, momentum=0.9)
+        return run(count, group, optimizer, steps=5, dtype=np.float64, shard_queues=shard_queues)
+
+
+@pytest.mark.parametrize(
+    ("count", "group", "shard_queues"), [(2, 4, False), (4, 4, False), (4, 8, False), (4, 4, True)]
+)
+def test_five_steps_in_float64(count, group, shard_queues):
+    """Both encoders, running statistics, queues and pointers."""
+    losses, state = float64_steps(count, group, shard_queues)
+    expected_losses, expected = float64_steps(1, group)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
+    assert relative_distance(state, expected) < 1e-9
+    assert state.extra["queues"]["global"]["position"] == 5 * ROWS % 64
+
+
+@functools.cache
+def float32_gradient(count):
+    losses, state = run(count, 4, record_gradients())
+    return losses[0], state
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_loss_gradient_and_queues_in_float32(count):
+    losses, state = float32_gradient(count)
+    expected_losses, expected = float32_gradient(1)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    assert relative_distance(state.opt_state, expected.opt_state) < 1e-3  # through BatchNorm
+    assert relative_distance(state.extra["queues"], expected.extra["queues"]) < 1e-5
+
+
+def test_groups_decide_the_numbers_as_devices_would():
+    losses, _ = float64_steps(1, 4)
+    other, _ = float64_steps(1, 8)
+    assert np.abs(losses / other - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_the_devices_send(group):
+    """Rows of images go to other devices; keys, gradients and sums to all; the batch to none."""
+    mesh, task = build(4, group)
+    optimizer = sgd(lambda step: 0.03, momentum=0.9)
+    state = jax.device_put(small_state(task, optimizer), replicated(mesh))
+    step = quick_jit(make_train_step(task, optimizer), out_shardings=replicated(mesh))
+    text = step.lower(state, put_batch(random_views(), mesh)).compile().as_text()
+    found = collective_instructions(text)
+    assert any(each.op == "all-to-all" for each in found)
+    keys = ROWS * WIDTH * 4
+    rows_of_images = max(group, ROWS // 4) * SIDE * SIDE * 3 * 4
+    gathered = [each for each in found if each.op == "all-gather"]
+    for each in gathered:
+        assert each.bytes <= max(2 * keys, 0 if group <= ROWS // 4 else rows_of_images), each
+    for each in found:
+        if each.op in ("all-to-all", "collective-permute"):
+            assert each.bytes <= rows_of_images, each
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * 4
+    reduced = sum(each.bytes * each.times for each in found if each.op == "all-reduce")
+    assert reduced < 3 * parameters + 20_000
