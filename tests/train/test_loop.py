@@ -269,7 +269,9 @@ def test_a_second_failure_does_not_hide_the_first(tmp_path, caplog):
 def test_the_batches_are_closed_when_the_run_fails(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        step_module, "make_train_step", lambda *_, **__: made.append(1) or _raise(ValueError("a bug"))
+        step_module,
+        "make_train_step",
+        lambda *_, **__: made.append(1) or _raise(ValueError("a bug")),
     )
     with pytest.raises(ValueError, match="a bug"):
         run(tmp_path, 3, Recorder())
