@@ -21,7 +21,7 @@ from helpers.golden import load_arrays, sampled
 from solojax.interop.adelaidet import export_adelaidet
 
 CASES = [
-    pytest.param("default", "float32"),
+    pytest.param("default", "float32", marks=pytest.mark.slow),
     pytest.param("scaled", "float64"),
     pytest.param("scaled", "float32", marks=pytest.mark.slow),
     pytest.param("default", "float64", marks=pytest.mark.slow),

@@ -38,7 +38,7 @@ each_level = pytest.mark.parametrize("level", range(5))
 # Compiling the backward pass takes most of the time; one precision each day for each head.
 GRADIENTS = [
     pytest.param(SOLO, "float64"),
-    pytest.param(DECOUPLED, "float64"),
+    pytest.param(DECOUPLED, "float64", marks=pytest.mark.slow),
     pytest.param(LIGHT, "float32"),
     pytest.param("SOLOHead_down1", "float32", marks=pytest.mark.slow),
     *(

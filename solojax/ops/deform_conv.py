@@ -31,6 +31,10 @@ from solojax.structures import Array
 _BLOCK_CHANNELS = 128
 
 
+# Traced once for all layers of the same shapes: a network has dozens of them.
+@functools.partial(
+    jax.jit, static_argnames=("stride", "dilation", "groups", "offset_groups"), inline=True
+)
 def deform_conv(
     x: Array,
     offset: Array,

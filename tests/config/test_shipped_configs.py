@@ -12,6 +12,7 @@ from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
 from helpers.tiny_run import quick_compile, write_data
 
 from solojax.build import build_optimizer, build_task
+from solojax.build_contrast import build_contrast_task, example_views
 from solojax.build_network import coarse_factors
 from solojax.config import (
     from_json,
@@ -49,6 +50,11 @@ SPECS = [
     "configs/quickstart.py:solo",
     "configs/quickstart.py:decoupled",
 ]
+CONTRASTIVE = [
+    f"configs/densecl.py:{data},{method}"
+    for data in ("imagenet", "coco", "tiny")
+    for method in ("densecl", "moco")
+]
 # Of every architecture one trains in the everyday suite; the quickstart is the SOLOv2.
 DAILY = ("configs/solo.py:solo,1x", "configs/solo.py:decoupled,1x")
 SPECS = [spec + "x" if spec[-2:] in (",1", ",3", ",6") else spec for spec in SPECS]
@@ -63,7 +69,8 @@ def test_every_variant_is_valid_and_survives_json(spec):
 
 
 def test_every_shipped_config_is_tried_here():
-    assert {spec.partition(":")[0] for spec in SPECS} == set(shipped_configs())
+    specs = [*SPECS, *CONTRASTIVE]
+    assert {spec.partition(":")[0] for spec in specs} == set(shipped_configs())
 
 
 def test_schedules_of_the_published_runs():
@@ -150,12 +157,34 @@ def test_the_whole_training_step_of_every_variant_has_the_right_shapes(spec):
     if config.model.head.kind == "solov2":
         assert head["kernel_pred"]["kernel"].shape == (3, 3, channels, kernels)
     elif config.model.head.kind == "solo":
-        assert head["mask_pred_0"]["kernel"].shape == (1, 1, channels, 1600)
+        cells = config.model.grid.num_grids[0] ** 2
+        assert head["mask_pred_0"]["kernel"].shape == (1, 1, channels, cells)
     else:
         assert head["x_pred_0"]["kernel"].shape == head["y_pred_0"]["kernel"].shape
-        assert head["x_pred_0"]["kernel"].shape == (3, 3, channels, 40)
+        side = config.model.grid.num_grids[0]
+        assert head["x_pred_0"]["kernel"].shape == (3, 3, channels, side)
     blocks = [name for name in before.params["backbone"] if name.startswith("layer")]
     assert len(blocks) == {18: 8, 34: 16, 50: 16, 101: 33}[config.model.backbone.depth]
+
+
+@pytest.mark.parametrize("spec", CONTRASTIVE)
+def test_the_whole_step_of_every_contrastive_variant_has_the_right_shapes(spec):
+    config = load_config(spec)
+    assert from_json(to_json(config)).to_dict() == config.to_dict()
+    task, rows = build_contrast_task(config), config.train.batch_size
+    optimizer, schedule = build_optimizer(config, 1000)
+    example = example_views(config)
+    batch = jax.tree.map(lambda x: np.broadcast_to(x[:1], (rows, *x.shape[1:])), example)
+    key = jax.random.key(0)
+    before = jax.eval_shape(lambda key: create_state(task, optimizer, key, example), key)
+    step = make_train_step(task, optimizer, schedule=schedule)
+    after, metrics = jax.eval_shape(step, before, batch)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+    dense = "moco" not in spec
+    assert ("loss/dense" in metrics, "dense" in before.extra["queues"]) == (dense, dense)
+    length = config.contrast.queue_length
+    assert before.extra["queues"]["global"]["vectors"].shape == (length, 128)
 
 
 def test_the_published_model_has_its_published_size():

@@ -85,7 +85,9 @@ def program(
     shapes = jax.tree.map(shape, state, shardings)
     rows = jax.tree.map(lambda x: shape(x, batch_sharding(mesh)), BATCH)
     trainable, _ = split_params(state.params, task.is_trainable)
-    return Program(step.lower(shapes, rows).compile(), state, shardings, trainable)
+    compiled = step.lower(shapes, rows).compile()
+    # On the host: a device's arrays would be given away by the first run.
+    return Program(compiled, jax.device_get(state), shardings, trainable)
 
 
 def total_bytes(tree):

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from solojax.train import loop, sharding
+from solojax.train import step as step_module
 from solojax.train.loop import Intervals, train
 from solojax.train.sharding import make_mesh, replicated
 from solojax.train.state import create_state
@@ -68,7 +69,7 @@ def record_calls(monkeypatch, events):
     monkeypatch.setattr(sharding, "put_batch", put)
     monkeypatch.setattr(loop, "check_finite", check)
     patched = {name: getattr(jax, name) for name in dir(jax)} | {"jit": jit_step}
-    monkeypatch.setattr(loop, "jax", SimpleNamespace(**patched))
+    monkeypatch.setattr(step_module, "jax", SimpleNamespace(**patched))
 
 
 def test_the_next_batch_is_put_and_the_next_step_called_before_a_step_is_waited_for(
