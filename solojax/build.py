@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,8 @@ from solojax.data.plan import EvalPlan, TrainPlan
 from solojax.data.records import load_records
 from solojax.data.rows import ImageRows, TrainRows
 from solojax.data.transforms import empty_example, resized_shape
+from solojax.data.two_views import TwoViewRows
+from solojax.data.view_plan import ViewPlan
 from solojax.errors import BrokenImage, InputError
 from solojax.postprocess.detections import DetectionSettings
 from solojax.structures import Batch
@@ -197,10 +200,29 @@ def build_train_batches(
 
     `process` is `process_index` and `process_count` of `train_batches`.
     """
-    data = config.data
-    rows = train_rows(config, dataset)
+    return make_train_batches(
+        config.data, plan, train_rows(config, dataset), total_steps, **process
+    )
 
-    def make_batches(start_step: int) -> Iterator[Batch]:
+
+def make_train_batches(
+    data: ConfigDict,
+    plan: TrainPlan | ViewPlan,
+    rows: TrainRows | TwoViewRows,
+    total_steps: int,
+    **options,
+) -> Callable[[int], Iterator[Any]]:
+    """Maps a first step to the host batches from there to `total_steps`.
+
+    Args:
+      data: `config.data` of any task, for threads, workers and prefetch.
+      plan: the order.
+      rows: reads them.
+      total_steps: where the run ends.
+      **options: of `train_batches`.
+    """
+
+    def make_batches(start_step: int) -> Iterator[Any]:
         return train_batches(
             plan,
             rows,
@@ -210,7 +232,7 @@ def build_train_batches(
             threads=data.threads,
             workers=data.workers,
             prefetch=data.prefetch,
-            **process,
+            **options,
         )
 
     return make_batches

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from solojax.build import make_train_batches
 from solojax.build_network import backbone_remat, build_backbone
 from solojax.data.image_folder import ImageList, list_coco, list_folder, list_records
-from solojax.data.loader import train_batches
 from solojax.data.two_views import TwoViewRows, stack_views
 from solojax.data.view_plan import ViewPlan
 from solojax.models.contrastive_encoder import ContrastiveEncoder
@@ -109,24 +109,9 @@ def build_view_batches(
 
     `process` is `process_index` and `process_count` of `train_batches`.
     """
-    data, views = config.data, config.views
+    views = config.views
     rows = TwoViewRows(images, views.scale, views.ratio, views.flip_probability)
-
-    def make_batches(start_step: int) -> Iterator[ViewBatch]:
-        return train_batches(
-            plan,
-            rows,
-            rows.empty,
-            start_step=start_step,
-            num_steps=total_steps - start_step,
-            threads=data.threads,
-            workers=data.workers,
-            prefetch=data.prefetch,
-            stack=stack_views,
-            **process,
-        )
-
-    return make_batches
+    return make_train_batches(config.data, plan, rows, total_steps, stack=stack_views, **process)
 
 
 def example_views(config: ConfigDict) -> ViewBatch:

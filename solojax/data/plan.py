@@ -50,8 +50,28 @@ class StepPlan:
             array.setflags(write=False)
 
 
+class EpochStream:
+    """An endless stream of epochs of `num_images` images, cut into steps of `batch_size`."""
+
+    num_images: int
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps that one epoch takes, rounded up."""
+        return -(-self.num_images // self.batch_size)
+
+    def steps_for_epochs(self, epochs: float) -> int:
+        """The fewest steps that read at least `epochs` epochs. Rounds once, not every epoch."""
+        return math.ceil(epochs * self.num_images / self.batch_size)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of the first row of `step`."""
+        return step * self.batch_size // self.num_images
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class TrainPlan:
+class TrainPlan(EpochStream):
     """The order of training: an endless stream of shuffled epochs, cut into batches.
 
     Position p of the stream is row p % B of step p // B, and belongs to epoch p // n. Every image
@@ -105,19 +125,6 @@ class TrainPlan:
     def num_images(self) -> int:
         """n."""
         return len(self.sizes)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The steps that one epoch takes, rounded up."""
-        return -(-self.num_images // self.batch_size)
-
-    def steps_for_epochs(self, epochs: float) -> int:
-        """The fewest steps that read at least `epochs` epochs. Rounds once, not every epoch."""
-        return math.ceil(epochs * self.num_images / self.batch_size)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch of the first row of `step`."""
-        return step * self.batch_size // self.num_images
 
     def at(self, step: int) -> StepPlan:
         """The plan of global step `step`, counted from 0. Safe to call from several threads."""

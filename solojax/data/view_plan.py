@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import numpy as np
 
 from solojax.data.canvas import Size
-from solojax.data.plan import IMAGE_ORDER, ROWS, StepPlan
+from solojax.data.plan import IMAGE_ORDER, ROWS, EpochStream, StepPlan
 from solojax.data.random_bits import permutation, philox
 from solojax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ViewPlan:
+class ViewPlan(EpochStream):
     """An endless stream of shuffled epochs, cut into batches; see `TrainPlan`.
 
     All views have one size, so that nobody has to open 1.28 million files for theirs before
@@ -49,19 +48,6 @@ class ViewPlan:
             raise InputError(
                 f"the size of the views is {self.canvas}; give (height, width) in pixels"
             )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The steps that one epoch takes, rounded up."""
-        return -(-self.num_images // self.batch_size)
-
-    def steps_for_epochs(self, epochs: float) -> int:
-        """The fewest steps that read at least `epochs` epochs. Rounds once, not every epoch."""
-        return math.ceil(epochs * self.num_images / self.batch_size)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch of the first row of `step`."""
-        return step * self.batch_size // self.num_images
 
     def at(self, step: int) -> StepPlan:
         """The plan of global step `step`, counted from 0. Safe to call from several threads."""
