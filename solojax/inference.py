@@ -276,8 +276,13 @@ def _leaf_shapes(variables: PyTree) -> dict[str, tuple[int, ...]]:
 def read_metadata(metadata: dict, path: str):
     """The config and the (id, name) categories that a checkpoint carries."""
     try:
-        categories = tuple((c["id"], c["name"]) for c in metadata["categories"])
-        return from_json(metadata["config"]), categories
+        config = from_json(metadata["config"])
+        if config.task != "instance_segmentation":
+            raise InputError(
+                f"it is of a {config.task} run and finds no objects; train a segmenter from it by "
+                f"--config.model.backbone.checkpoint={path}"
+            )
+        return config, tuple((c["id"], c["name"]) for c in metadata["categories"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"checkpoint {path}: its metadata does not name a config and classes ({error}); use "

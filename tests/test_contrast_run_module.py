@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from solojax.cli.main import main
 from solojax.config import base_config, load_config
 from solojax.errors import InputError
+from solojax.inference import load
 from solojax.pretrained import start_from_backbone
 from solojax.train.checkpoints import load_variables
 from solojax.train.metric_writer import read_metrics
@@ -79,6 +81,14 @@ def test_other_images_are_refused(finished, photos, tmp_path):
         (tmp_path / f"{index}.png").write_bytes((photos / "0.png").read_bytes())
     with pytest.raises(InputError, match="its images are not those"):
         run_training(small_config(tmp_path, "--config.train.total_steps=3"), workdir)
+
+
+def test_what_segments_says_that_it_is_no_segmenter(finished, capsys):
+    workdir, _ = finished
+    with pytest.raises(InputError, match="densecl run.*--config.model.backbone.checkpoint="):
+        load(workdir)
+    assert main(["info", "--config", "configs/densecl.py:tiny"]) == 2
+    assert "is for densecl, and this verb for instance segmentation" in capsys.readouterr().err
 
 
 def segmenter_config(workdir, **backbone):

@@ -103,8 +103,8 @@ def test_the_moving_average_is_preferred(run, model, tmp_path):
 @pytest.mark.parametrize(
     "metadata, problem",
     [
-        ({}, "'categories'"),
-        ({"categories": []}, "'config'"),
+        ({}, "'config'"),
+        ({"config": "{}"}, "'categories'"),
         ({"categories": [1], "config": "{}"}, "not subscriptable"),
         ({"categories": [], "config": '{"modle": 1}'}, "unknown config key 'modle'"),
         ({"categories": [], "config": "{"}, "no JSON"),

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     steps = args.steps.split(",")
     check_steps(steps)
     report = make_report(
-        flags.read_config(args),
+        flags.read_segmentation_config(args),
         topology,
         name=args.config,
         steps=steps,

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.repeats < 1 or args.candidates < 1 or args.train_batch < 0:
         raise InputError("--repeats and --candidates must be 1 or more, --train_batch 0 or more")
-    config = flags.read_config(args)
+    config = flags.read_segmentation_config(args)
     print(f"{jax.default_backend()}, {jax.device_count()} device(s)")
 
     def timings():

@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo."""
-    config = flags.read_config(args)
+    config = flags.read_segmentation_config(args)
     workdir = flags.make_workdir(args.workdir)
     if args.seed is not None:
         config.seed = args.seed

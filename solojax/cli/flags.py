@@ -48,13 +48,28 @@ def read_config(args: argparse.Namespace) -> ConfigDict:
     return load_config(args.config, args.overrides)
 
 
+def read_segmentation_config(args: argparse.Namespace) -> ConfigDict:
+    """The same, for verbs that segment.
+
+    Raises:
+      InputError: also where the config is of another task.
+    """
+    config = read_config(args)
+    if config.task != "instance_segmentation":
+        raise InputError(
+            f"--config {args.config} is for {config.task}, and this verb for instance "
+            "segmentation: give another config"
+        )
+    return config
+
+
 def config_over(args: argparse.Namespace) -> Callable[[ConfigDict], ConfigDict]:
     """What `--config` and the overrides make of the config that a checkpoint carries."""
     from solojax.config import apply_overrides
 
     def change(config: ConfigDict) -> ConfigDict:
         if args.config is not None:
-            return read_config(args)
+            return read_segmentation_config(args)
         apply_overrides(config, args.overrides)
         return config
 

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.classes < 1:
         raise InputError(f"--classes {args.classes}: give 1 or more")
-    config = flags.read_config(args)
+    config = flags.read_segmentation_config(args)
     for line in info_lines(describe_network(config, args.canvas, args.classes)):
         print(line)
     return 0
