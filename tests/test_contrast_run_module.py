@@ -6,6 +6,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from helpers.small_densecl import SmallBackbone
 
 from solojax.cli.main import main
 from solojax.config import base_config, load_config
@@ -18,7 +19,6 @@ from solojax.training import run_training
 
 OVERRIDES = (
     "--config.views.size=(32,32)",
-    "--config.model.backbone.width=8",
     "--config.model.backbone.norm_group_images=2",
     "--config.model.hidden_channels=8",
     "--config.model.embedding=8",
@@ -34,6 +34,17 @@ OVERRIDES = (
 
 def small_config(root, *more):
     return load_config("configs/densecl.py:tiny", [*OVERRIDES, f"--config.data.root={root}", *more])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_backbone():
+    """Two convolutions in the place of the ResNet, which takes most of a minute to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "solojax.build_contrast.build_backbone",
+            lambda backbone, remat, dtype, group: SmallBackbone(group, dtype),
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +72,6 @@ def test_both_losses_are_logged(finished):
         assert line["loss"] == pytest.approx(mean, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, photos, tmp_path):
     _, state = finished
     run_training(small_config(photos, "--config.train.total_steps=1"), tmp_path)

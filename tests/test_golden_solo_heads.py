@@ -207,7 +207,7 @@ def test_gradients(name, precision):
 
 
 @each_head
-@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+@pytest.mark.parametrize("kernel", ["gaussian", pytest.param("linear", marks=pytest.mark.slow)])
 def test_instances(name, kernel):
     settings = DetectionSettings(nms_kernel=kernel)
     found = jax.jit(functools.partial(detect, grid=small.GRID, settings=settings))(outputs(name))

@@ -56,7 +56,7 @@ CONTRASTIVE = [
     for method in ("densecl", "moco")
 ]
 # Of every architecture one trains in the everyday suite; the quickstart is the SOLOv2.
-DAILY = ("configs/solo.py:solo,1x", "configs/solo.py:decoupled,1x")
+DAILY = ("configs/quickstart.py:solo", "configs/quickstart.py:decoupled")
 SPECS = [spec + "x" if spec[-2:] in (",1", ",3", ",6") else spec for spec in SPECS]
 
 
