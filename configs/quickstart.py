@@ -72,9 +72,9 @@ def get_config(arg: str = "") -> ConfigDict:
 def _use_masks_by_level(config: ConfigDict) -> None:
     """Suits the config to SOLO, whose masks are as coarse as the level that predicts them.
 
-    On images so small the ranges of SOLOv2 would leave an object a few mask pixels. A cell's mask is
-    learned from the objects in that cell alone, so that fewer cells learn faster. And the maps of
-    all cells are made of the mask tower's channels.
+    On images so small the ranges of SOLOv2 would leave an object a few mask pixels. A cell's mask
+    is learned from the objects in that cell alone, so that fewer cells learn faster. And the maps
+    of all cells are made of the mask tower's channels.
     """
     config.model.grid.num_grids = (10, 8, 6, 5, 4)
     config.model.grid.scale_ranges = ((1, 32), (24, 96), (80, 160), (128, 240), (200, 320))
