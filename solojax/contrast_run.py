@@ -18,7 +18,7 @@ from solojax.build_contrast import (
 )
 from solojax.config import to_json
 from solojax.errors import InputError
-from solojax.pretrained import start_from_backbone
+from solojax.pretrained import with_backbone
 from solojax.task_run import TaskRun
 from solojax.train.start_checks import check_data
 from solojax.train.state import TrainState
@@ -69,14 +69,10 @@ def _check_images(source: str, fingerprint: str, metadata: dict, checkpoint: str
 
 def _start(config: ConfigDict, state: TrainState) -> TrainState:
     """A fresh state whose encoders both begin with the backbone that the config names, if any."""
-    if not config.model.backbone.checkpoint:
-        return state
-    loaded = start_from_backbone(state.params, state.batch_stats, config)
-    places = jax.tree.map(lambda x: x.sharding, (state.params, state.batch_stats))
-    params, stats = jax.device_put(loaded, places)
+    state = with_backbone(config, state)
+    # Copies: a step gives its state away, and no array twice.
     keys = {
-        "key_params": jax.tree.map(jnp.copy, params),
-        "key_batch_stats": jax.tree.map(jnp.copy, stats),
+        "key_params": jax.tree.map(jnp.copy, state.params),
+        "key_batch_stats": jax.tree.map(jnp.copy, state.batch_stats),
     }
-    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, batch_stats=stats, ema_params=ema, extra=state.extra | keys)
+    return state.replace(extra=state.extra | keys)

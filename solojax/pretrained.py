@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -16,11 +17,27 @@ from solojax.interop.fitting import check_settings
 from solojax.interop.trees import flatten as flatten_tree
 from solojax.structures import PyTree
 from solojax.train.checkpoints import load_variables
+from solojax.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
 # What the same weights need, whatever shape they have.
 _CONVENTIONS = ("model.pixel_mean", "model.pixel_std", "model.backbone.stride_in_1x1")
+
+
+def with_backbone(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state with the pretrained backbone, if the config names one, on the same devices.
+
+    Raises:
+      InputError: as `start_from_backbone`.
+    """
+    if not config.model.backbone.checkpoint:
+        return state
+    loaded = start_from_backbone(state.params, state.batch_stats, config)
+    places = jax.tree.map(lambda x: x.sharding, (state.params, state.batch_stats))
+    params, stats = jax.device_put(loaded, places)
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, batch_stats=stats, ema_params=ema)
 
 
 def start_from_backbone(

@@ -6,7 +6,6 @@ import functools
 import logging
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,11 +23,10 @@ from solojax.data.instances import InstanceDataset
 from solojax.data.padding_waste import padding_waste
 from solojax.errors import InputError
 from solojax.evaluation import Evaluation
-from solojax.pretrained import start_from_backbone
+from solojax.pretrained import with_backbone
 from solojax.task_run import TaskRun
 from solojax.tasks import Task
 from solojax.train.start_checks import check_data
-from solojax.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def segmentation_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
         ),
         metadata=checkpoint_metadata(config, train_set),
         check_restored=functools.partial(_check_classes, train_set),
-        start=functools.partial(_start, config),
+        start=functools.partial(with_backbone, config),
         evaluate=_evaluation(config, task, train_set).run if every else None,
         evaluate_every=every,
         advice=_ADVICE,
@@ -104,17 +102,6 @@ def _check_classes(dataset: InstanceDataset, metadata: dict, checkpoint: str) ->
             f"has learned ({new} instead of {old}); use the annotations of that run or another "
             "--workdir"
         )
-
-
-def _start(config: ConfigDict, state: TrainState) -> TrainState:
-    """A fresh state with the pretrained backbone, if the config names one."""
-    if not config.model.backbone.checkpoint:
-        return state
-    loaded = start_from_backbone(state.params, state.batch_stats, config)
-    places = jax.tree.map(lambda x: x.sharding, (state.params, state.batch_stats))
-    params, stats = jax.device_put(loaded, places)
-    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, batch_stats=stats, ema_params=ema)
 
 
 def _warn_of_random_layers(config: ConfigDict) -> None:
