@@ -20,8 +20,9 @@ from solojax.data.view_plan import ViewPlan
 from solojax.models.contrastive_encoder import ContrastiveEncoder
 from solojax.models.densecl_neck import DenseCLNeck
 from solojax.ops.augment_views import augment_views
+from solojax.ops.images import normalize_pixels
 from solojax.ops.shuffle import GroupShuffle
-from solojax.structures import Array, ViewBatch
+from solojax.structures import ViewBatch
 from solojax.tasks.densecl import DenseCL
 from solojax.train.sharding import batch_sharding
 
@@ -37,7 +38,7 @@ def build_contrast_task(config: ConfigDict, mesh: Mesh | None = None) -> DenseCL
     dtype = jnp.dtype(model.dtype)
     group = model.backbone.norm_group_images or None
     rows = config.train.batch_size
-    pixels = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std, "dtype": dtype}
+    mean, std = model.pixel_mean, model.pixel_std
     colors = {
         name: value
         for name, value in views.to_dict().items()
@@ -56,8 +57,10 @@ def build_contrast_task(config: ConfigDict, mesh: Mesh | None = None) -> DenseCL
                 dtype=dtype,
             ),
         ),
-        normalize=functools.partial(_normalize, **pixels),
-        augment=functools.partial(augment_views, **colors, **pixels),
+        normalize=functools.partial(normalize_pixels, mean=mean, std=std, dtype=dtype),
+        augment=functools.partial(
+            augment_views, **colors, pixel_mean=mean, pixel_std=std, dtype=dtype
+        ),
         batch_size=rows,
         queue_length=contrast.queue_length,
         momentum=contrast.momentum,
@@ -75,11 +78,6 @@ def _shuffle(group: int, rows: int, mesh: Mesh | None) -> GroupShuffle | None:
     if group == rows:
         return None
     return GroupShuffle(group, None if mesh is None else batch_sharding(mesh))
-
-
-def _normalize(views: Array, pixel_mean, pixel_std, dtype) -> Array:
-    exact = (views.astype(jnp.float32) - jnp.asarray(pixel_mean)) / jnp.asarray(pixel_std)
-    return exact.astype(dtype)
 
 
 def load_image_list(config: ConfigDict) -> ImageList:

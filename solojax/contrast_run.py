@@ -69,10 +69,12 @@ def _check_images(source: str, fingerprint: str, metadata: dict, checkpoint: str
 
 def _start(config: ConfigDict, state: TrainState) -> TrainState:
     """A fresh state whose encoders both begin with the backbone that the config names, if any."""
-    state = with_backbone(config, state)
+    started = with_backbone(config, state)
+    if started is state:  # both are equal as they were made
+        return state
     # Copies: a step gives its state away, and no array twice.
     keys = {
-        "key_params": jax.tree.map(jnp.copy, state.params),
-        "key_batch_stats": jax.tree.map(jnp.copy, state.batch_stats),
+        "key_params": jax.tree.map(jnp.copy, started.params),
+        "key_batch_stats": jax.tree.map(jnp.copy, started.batch_stats),
     }
-    return state.replace(extra=state.extra | keys)
+    return started.replace(extra=started.extra | keys)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from solojax.errors import InputError
 from solojax.ops.blur import gaussian_blur
 from solojax.ops.color import jitter_colors, to_grayscale
+from solojax.ops.images import normalize_pixels
 from solojax.structures import Array
 
 # What a row's random bits are for. Part of what makes a run repeatable: never renumber.
@@ -81,8 +82,7 @@ def augment_views(
     rgb = gaussian_blur(rgb, draws["sigma"][:, None], max_sigma=blur_sigma[1])
 
     images = jnp.moveaxis(rgb, -3, -1).reshape(views.shape)
-    mean, std = (jnp.asarray(value, jnp.float32) for value in (pixel_mean, pixel_std))
-    return ((255 * images - mean) / std).astype(dtype)
+    return normalize_pixels(255 * images, pixel_mean, pixel_std, dtype)
 
 
 def _draw(seed: Array, view: Array, *, strengths, probabilities, blur_sigma) -> dict[str, Array]:

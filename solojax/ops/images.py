@@ -14,6 +14,20 @@ def valid_pixels(height: int, width: int, image_size: Array) -> Array:
     return rows & columns
 
 
+def normalize_pixels(image: Array, mean, std, dtype=jnp.float32) -> Array:
+    """(image - mean) / std in float32 at least, then rounded to the type.
+
+    Args:
+      image: (..., 3) uint8 RGB, or float in [0, 255].
+      mean: three channel means in [0, 255].
+      std: three channel deviations.
+      dtype: of the result.
+    """
+    exact = jnp.promote_types(dtype, jnp.float32)
+    normalized = (image.astype(exact) - jnp.asarray(mean, exact)) / jnp.asarray(std, exact)
+    return normalized.astype(dtype)
+
+
 def normalize_image(image: Array, image_size: Array, mean, std, dtype=jnp.float32) -> Array:
     """(image - mean) / std inside the image, 0 outside: padding is added after normalising.
 
@@ -24,7 +38,6 @@ def normalize_image(image: Array, image_size: Array, mean, std, dtype=jnp.float3
       std: three channel deviations.
       dtype: of the result.
     """
-    exact = jnp.promote_types(dtype, jnp.float32)
-    normalized = (image.astype(exact) - jnp.asarray(mean, exact)) / jnp.asarray(std, exact)
     inside = valid_pixels(image.shape[1], image.shape[2], image_size)
-    return jnp.where(inside[..., None], normalized, 0.0).astype(dtype)
+    normalized = normalize_pixels(image, mean, std, dtype)
+    return jnp.where(inside[..., None], normalized, jnp.zeros((), dtype))
