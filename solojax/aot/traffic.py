@@ -11,15 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
+
+from solojax.train.hlo_text import TRIP_COUNT, bits_of, branches_of, computations_of
 
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(
     r"\b(?:body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)"
 )
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TILE = re.compile(r"T\((\d+),(\d+)\)")
 # They name, regroup or begin what others move; the end of an asynchronous one counts.
 _FREE = {
@@ -79,16 +79,15 @@ def traffic_by_operation(compiled_text: str) -> list[Traffic]:
 
 def _read(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     """Instructions by name of every computation, and the name of the first to run."""
-    computations: dict[str, dict[str, _Instruction]] = {}
-    entry, current = "", {}
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-        elif match := _INSTRUCTION.match(line):
+    computations, entry = computations_of(text)
+    return {name: dict(_instructions(lines)) for name, lines in computations.items()}, entry
+
+
+def _instructions(lines: list[str]) -> Iterator[tuple[str, _Instruction]]:
+    for line in lines:
+        if match := _INSTRUCTION.match(line):
             operands = tuple(re.findall(r"%([\w.-]+)", match[4].partition(")")[0]))
-            current[match[1]] = _Instruction(match[3], match[2], operands, line)
-    return computations, entry
+            yield match[1], _Instruction(match[3], match[2], operands, line)
 
 
 def _running(computations: dict, name: str, times: int):
@@ -96,11 +95,8 @@ def _running(computations: dict, name: str, times: int):
     instructions = computations.get(name, {})
     for own, instruction in instructions.items():
         if instruction.kind in ("while", "conditional", "call"):
-            trips = _TRIPS.search(instruction.line)
-            called = _CALLED.findall(instruction.line)
-            for branches in _BRANCHES.findall(instruction.line):
-                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            for each in called:
+            trips = TRIP_COUNT.search(instruction.line)
+            for each in _CALLED.findall(instruction.line) + branches_of(instruction.line):
                 yield from _running(computations, each, times * (int(trips[1]) if trips else 1))
         else:
             yield instructions, own, times
@@ -154,5 +150,4 @@ def _array_size(dtype: str, sides: str, layout: str, on_chip: bool = False) -> i
     if tile and len(order) > 1:
         for axis, step in ((order[0], int(tile[2])), (order[1], int(tile[1]))):
             shape[axis] = -(-shape[axis] // step) * step
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    return math.prod(shape) * bits // 8
+    return math.prod(shape) * bits_of(dtype) // 8

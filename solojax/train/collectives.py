@@ -7,6 +7,8 @@ import functools
 import math
 import re
 
+from solojax.train.hlo_text import TRIP_COUNT, bits_of, branches_of, computations_of
+
 _KINDS = (
     "all-reduce",
     "all-gather",
@@ -19,13 +21,10 @@ _KINDS = (
 # `%name = (f32[8,4]{1,0:T(8,128)}, s32[]) all-reduce-start(...`: the result's type, the kind, and
 # the half of an asynchronous pair.
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(_KINDS)})(-start|-done)?\(")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,<= ]*)\]")
 _CALLED = re.compile(
     r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.$-]+)"
 )
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class CollectiveInstruction:
     @property
     def bytes(self) -> int:
         """Of the results on one device, of one time."""
-        return sum(_bits(dtype) * math.prod(shape) for dtype, shape in self.arrays) // 8
+        return sum(bits_of(dtype) * math.prod(shape) for dtype, shape in self.arrays) // 8
 
 
 def collectives_of(compiled_text: str) -> list[Collective]:
@@ -87,7 +86,7 @@ def collective_instructions(compiled_text: str) -> list[CollectiveInstruction]:
     Args:
       compiled_text: `jit(...).lower(...).compile().as_text()`.
     """
-    computations, entry = _computations(compiled_text)
+    computations, entry = computations_of(compiled_text)
     runs = _runs(computations, entry)
     return [
         CollectiveInstruction(op, arrays, runs[name])
@@ -109,24 +108,6 @@ def _shape(sizes: str) -> tuple[int, ...]:
     return tuple(int(size) for size in re.findall(r"\d+", sizes))
 
 
-def _bits(dtype: str) -> int:
-    return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation by name, and the name of the one where the program begins."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            lines = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        else:
-            lines.append(line)
-    return computations, entry
-
-
 def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
     """How often each computation runs when the program runs once."""
     callers: dict[str, list[tuple[str, int]]] = {name: [] for name in computations}
@@ -145,11 +126,9 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 def _calls(line: str) -> list[tuple[str, int]]:
     """(computation, how often) of those that an instruction runs."""
-    trips = _TRIPS.search(line)
+    trips = TRIP_COUNT.search(line)
     found = [
         (name, int(trips[1]) if trips and role == "body" else 1)
         for role, name in _CALLED.findall(line)
     ]
-    for branches in _BRANCHES.findall(line):
-        found += [(name.strip().lstrip("%"), 1) for name in branches.split(",")]
-    return found
+    return found + [(name, 1) for name in branches_of(line)]
