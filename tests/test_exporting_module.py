@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_run
+from helpers.compiling import quick_compile
 from helpers.scripts import load_script
 from helpers.tiny_config import shrink
-from helpers.tiny_run import quick_compile, use_nano_network
+from helpers.tiny_run import use_nano_network
 from jax import export
 from pycocotools import mask as coco_mask
 

@@ -5,7 +5,6 @@ The everyday suite takes three steps in float64 for either lambda, in one compil
 
 from __future__ import annotations
 
-import contextlib
 import functools
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import recorded_densecl as densecl
+from helpers.compiling import precision_of
 from helpers.golden import load_arrays, sampled, seeded_state
 
 from solojax.errors import InputError
@@ -67,7 +67,7 @@ def shared(name):
 @functools.cache
 def run(name, step):
     """(the state after a step, what is recorded of it), both as NumPy arrays."""
-    with jax.enable_x64(True) if precision(name) == "float64" else contextlib.nullcontext():
+    with precision_of(precision(name)):
         if step == 0:
             weights = "r50" if name == R50 else "r18"
             share = 0.0 if name.startswith("lambda0") and "0.5" not in name else 0.5
@@ -224,7 +224,7 @@ def test_the_recorded_shuffle_can_be_injected():
     """Within one BatchNorm group it changes nothing but the order of sums."""
     arrays = recorded("lambda0.5_f64", 0)
     shuffle = FixedShuffle(tuple(int(row) for row in arrays["idx_shuffle"]))
-    with jax.enable_x64(True):
+    with precision_of("float64"):
         task = densecl.build_task("float64", shuffle=shuffle)
         state = densecl.initial_state("r18", "float64", 0.5)
         after, ours = jax.device_get(densecl.train_step(task, state, densecl.batch_of("step0")))

@@ -6,7 +6,6 @@ ranges in either precision and the others are marked slow.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from helpers import small_solov2 as small
+from helpers.compiling import precision_of
 from helpers.golden import load_arrays, sampled
 
 from solojax.interop.adelaidet import export_adelaidet
@@ -43,7 +43,7 @@ CATEGORY_BRANCH = ("ins_head.cate",)
 def loss_and_gradients(ranges, precision):
     """Recorded arrays, our metrics, our gradients by the recorded names."""
     double = precision == "float64"
-    with jax.enable_x64(True) if double else contextlib.nullcontext():
+    with precision_of(precision):
         task, batch = small.build_task(ranges, jnp.dtype(precision)), small.training_batch()
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), small.variables())
         weights = task.row_weights(batch)

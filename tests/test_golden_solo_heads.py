@@ -5,7 +5,6 @@ Features and ground truth go in; maps, targets, losses, gradients and instances 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_solo as small
+from helpers.compiling import precision_of
 from helpers.golden import load_arrays, load_json, sampled, unpack_bits
 from pycocotools import mask as coco_mask
 
@@ -155,7 +155,7 @@ def test_cells_and_masks_that_are_learned(name, level):
 def loss_and_gradients(name, precision):
     """Recorded arrays, our metrics, our gradients by the recorded names and of the features."""
     double = precision == "float64"
-    with jax.enable_x64(True) if double else contextlib.nullcontext():
+    with precision_of(precision):
         task, batch = small.build_task(name, jnp.dtype(precision)), small.training_batch()
         params = jax.tree.map(lambda x: jnp.asarray(x, precision), small.variables(name)["params"])
         weights = task.row_weights(batch)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_run
+from helpers.compiling import quick_compile
 from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
-from helpers.tiny_run import quick_compile, write_data
+from helpers.tiny_run import write_data
 
 from solojax.build import build_optimizer, build_task
 from solojax.build_contrast import build_contrast_task, example_views
@@ -46,6 +47,8 @@ SPECS = [
     "configs/solo.py:r101",
     "configs/solo.py:decoupled,dcn,r101,6x",
     "configs/solo.py:light,dcn",
+    "configs/finetune.py",
+    "configs/finetune.py:semi10",
     "configs/quickstart.py",
     "configs/quickstart.py:solo",
     "configs/quickstart.py:decoupled",
@@ -55,6 +58,7 @@ CONTRASTIVE = [
     for data in ("imagenet", "coco", "tiny")
     for method in ("densecl", "moco")
 ]
+FREE_SOLO = ["configs/freesolo.py"]  # see test_free_solo_config.py
 # Of every architecture one trains in the everyday suite; the quickstart is the SOLOv2.
 DAILY = ("configs/quickstart.py:solo", "configs/quickstart.py:decoupled")
 SPECS = [spec + "x" if spec[-2:] in (",1", ",3", ",6") else spec for spec in SPECS]
@@ -69,7 +73,7 @@ def test_every_variant_is_valid_and_survives_json(spec):
 
 
 def test_every_shipped_config_is_tried_here():
-    specs = [*SPECS, *CONTRASTIVE]
+    specs = [*SPECS, *CONTRASTIVE, *FREE_SOLO]
     assert {spec.partition(":")[0] for spec in specs} == set(shipped_configs())
 
 
@@ -80,6 +84,22 @@ def test_schedules_of_the_published_runs():
     assert three.model.backbone.depth == 101
     assert (three.train.epochs, len(three.data.short_sides)) == (36, 6)
     assert milestone_steps(three, 36 * 7330) == (27 * 7330, 33 * 7330)
+
+
+def test_fine_tuning_is_the_published_1x():
+    """Iterations, drops and norms of the runs of thesis table 5.2, from AdelaiDet's configs."""
+    whole, part = (load_config(f"configs/finetune.py:{name}") for name in ("all", "semi10"))
+    for config in (whole, part):
+        assert milestone_steps(config, config.train.total_steps) == (60_000, 80_000)
+        assert (config.train.total_steps, config.train.batch_size) == (90_000, 16)
+        assert scaled_learning_rate(config) == 0.01 and config.optimizer.warmup_steps == 1000
+        assert config.optimizer.clip_norm is None
+        backbone = config.model.backbone
+        assert (backbone.depth, backbone.norm, backbone.frozen_stages) == (50, "batch_norm", -1)
+        assert config.data.short_sides == (640, 672, 704, 736, 768, 800)
+    name = "annotations/instances_train2017{}.json"
+    assert whole.data.train_annotations == name.format("")
+    assert part.data.train_annotations == name.format("_images10")
 
 
 def test_deformable_parts_of_the_published_models():

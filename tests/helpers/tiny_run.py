@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.compiling import quick_compile
 from helpers.outputs import dynamic_outputs
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
@@ -85,16 +86,6 @@ class Outcome:
     code: int
     out: str
     err: str
-
-
-@contextlib.contextmanager
-def quick_compile():
-    """Halves the compilation of what runs a few times; figures may differ in the last digits."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def call(*words) -> Outcome:
