@@ -4,7 +4,7 @@ r"""DenseCL, and MoCo-v2 as its zero: pre-training without labels (thesis chapte
         --config.data.root=data/imagenet
     solojax train --config configs/densecl.py:coco,moco --workdir runs/moco \
         --config.data.root=data/coco
-    solojax train --config configs/solov2.py:r50,1x --workdir runs/solov2 \
+    solojax train --config configs/finetune.py --workdir runs/solov2 \
         --config.model.backbone.checkpoint=densecl.pth
 
 Data imagenet (default; 1.28M images in class folders below train/, whose names are not used; 200

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from solojax.build_free_solo import embedding_width, free_solo_arguments
 from solojax.build_network import build_grid, build_model, coarse_factors
 from solojax.config import milestone_steps, scaled_learning_rate
 from solojax.data.canvas import Buckets, CanvasPolicy, multiple_of_32
@@ -28,6 +29,7 @@ from solojax.data.view_plan import ViewPlan
 from solojax.errors import BrokenImage, InputError
 from solojax.postprocess.detections import DetectionSettings
 from solojax.structures import Batch
+from solojax.tasks.free_solo import FreeSOLO
 from solojax.tasks.instance_segmentation import InstanceSegmentation
 from solojax.tasks.mask_losses import CrossEntropyLoss, DiceLoss, FocalLoss
 from solojax.train.optimizers import adamw, make_schedule, sgd
@@ -40,26 +42,33 @@ MASK_LOSSES = {
 
 
 def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
-    """The task of a config for K classes."""
+    """The task of a config that segments, for K classes."""
+    arguments = _segmentation_arguments(config, num_classes)
+    if config.task == "free_solo":
+        return FreeSOLO(**arguments | free_solo_arguments(config))
+    return InstanceSegmentation(**arguments)
+
+
+def _segmentation_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     model, loss, evaluation = config.model, config.loss, config.evaluation
-    return InstanceSegmentation(
-        model=build_model(config, num_classes),
-        grid=build_grid(config),
-        num_classes=num_classes,
-        max_positives=model.max_positives,
-        one_mask_per_cell=model.head.kind != "solov2",
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
-        mask_loss=MASK_LOSSES[loss.mask](loss),
-        mask_weight=loss.mask_weight,
-        category_weight=loss.category_weight,
-        focal_alpha=loss.focal_alpha,
-        focal_gamma=loss.focal_gamma,
-        loss_group_images=loss.group_images,
-        frozen_stages=model.backbone.frozen_stages,
-        train_norm_affine=model.backbone.train_norm_affine,
-        dtype=jnp.dtype(model.dtype),
-        detection=DetectionSettings(
+    return {
+        "model": build_model(config, num_classes),
+        "grid": build_grid(config),
+        "num_classes": num_classes,
+        "max_positives": model.max_positives,
+        "one_mask_per_cell": model.head.kind != "solov2",
+        "pixel_mean": model.pixel_mean,
+        "pixel_std": model.pixel_std,
+        "mask_loss": MASK_LOSSES[loss.mask](loss),
+        "mask_weight": loss.mask_weight,
+        "category_weight": loss.category_weight,
+        "focal_alpha": loss.focal_alpha,
+        "focal_gamma": loss.focal_gamma,
+        "loss_group_images": loss.group_images,
+        "frozen_stages": model.backbone.frozen_stages,
+        "train_norm_affine": model.backbone.train_norm_affine,
+        "dtype": jnp.dtype(model.dtype),
+        "detection": DetectionSettings(
             score_threshold=evaluation.score_threshold,
             max_candidates=evaluation.max_candidates,
             mask_threshold=evaluation.mask_threshold,
@@ -71,7 +80,7 @@ def build_task(config: ConfigDict, num_classes: int) -> InstanceSegmentation:
             update_threshold=evaluation.update_threshold,
             max_detections=evaluation.max_detections,
         ),
-    )
+    }
 
 
 def build_optimizer(
@@ -114,7 +123,7 @@ def load_val_set(config: ConfigDict) -> InstanceDataset:
 def _load_split(config: ConfigDict, split: str) -> InstanceDataset:
     root = os.path.expanduser(config.data.root)
     if config.data.format == "records":
-        return _readable(load_records(root, config.data[f"{split}_split"]))
+        return readable(load_records(root, config.data[f"{split}_split"]))
     annotations = data_path(config, f"{split}_annotations")
     if not annotations.exists() and not os.path.isdir(root):
         raise InputError(
@@ -126,10 +135,11 @@ def _load_split(config: ConfigDict, split: str) -> InstanceDataset:
 
 def load_dataset(annotations: Path, images: Path) -> InstanceDataset:
     """A COCO json of which at least one image can be read, whatever happened to the others."""
-    return _readable(load_coco(annotations, images))
+    return readable(load_coco(annotations, images))
 
 
-def _readable(dataset: InstanceDataset) -> InstanceDataset:
+def readable(dataset: InstanceDataset) -> InstanceDataset:
+    """The data set, if at least one image can be read; InputError otherwise."""
     first = None
     for index in range(len(dataset.images)):
         try:
@@ -190,6 +200,7 @@ def train_rows(config: ConfigDict, dataset: InstanceDataset) -> TrainRows:
         data.min_mask_area,
         coarse_factors(config),
         data.pad_before_shrinking,
+        embedding_width(config),
     )
 
 

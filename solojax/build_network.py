@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from solojax.build_free_solo import embedding_width
 from solojax.errors import InputError
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead, SeparateMaskFeatures
@@ -51,7 +52,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Segmenter:
     return Segmenter(
         backbone=build_backbone(model.backbone, backbone_remat(config.train.remat), dtype),
         neck=_build_neck(model, other_remat, dtype),
-        head=_build_head(model, num_classes, other_remat, dtype),
+        head=_build_head(model, num_classes, embedding_width(config), other_remat, dtype),
         mask_features=_build_mask_features(model, other_remat, dtype),
     )
 
@@ -95,7 +96,9 @@ def _build_neck(model: ConfigDict, remat: str, dtype: jnp.dtype) -> nn.Module:
     return rematerialised(FPN, remat)(num_outputs=model.neck.num_outputs, **shared)
 
 
-def _build_head(model: ConfigDict, num_classes: int, remat: str, dtype: jnp.dtype) -> nn.Module:
+def _build_head(
+    model: ConfigDict, num_classes: int, embedding: int | None, remat: str, dtype: jnp.dtype
+) -> nn.Module:
     head = model.head
     shared = {
         "num_classes": num_classes,
@@ -114,6 +117,7 @@ def _build_head(model: ConfigDict, num_classes: int, remat: str, dtype: jnp.dtyp
             kernel_channels=model.mask_features.out_channels * model.mask_features.kernel_size**2,
             kernel_coordinates=head.num_coordinate_convs > 0,
             semantics=model.semantics,
+            embedding_width=embedding,
             **shared,
         )
     shared["num_coordinate_convs"] = head.num_coordinate_convs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from solojax.config import to_json
+from solojax.config import from_json, to_json
 from solojax.config.schema import flatten
 from solojax.errors import InputError
 from solojax.foreign_models import implied_config, segmenter_of
@@ -19,6 +20,9 @@ from solojax.interop.export import SUFFIXES, check_suffix, export_checkpoint, st
 from solojax.interop.layout import Layout
 from solojax.interop.layouts import layout_named
 from solojax.interop.load import ForeignCheckpoint, open_checkpoint
+from solojax.interop.stems import Stem
+from solojax.structures import PyTree
+from solojax.train.checkpoint_loading import load_metadata, load_variables
 from solojax.train.checkpoints import Checkpointer
 
 # Beginnings of the keys that shape the results and leave no trace in the weights.
@@ -44,13 +48,30 @@ _OTHER_FORMATS = (
 _logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A checkpoint of contrastive pre-training: encoders and queues, but no model that segments.
+
+    Attributes:
+      title: the checkpoint and what it is, in a few words.
+      stem: what its backbone expects of an image.
+      variables: in the collections of `solojax.interop.contrastive`.
+      layout: None, for it is no file of another system.
+    """
+
+    title: str
+    stem: Stem
+    variables: dict[str, PyTree]
+    layout: None = None
+
+
 def open_source(
     path: str | os.PathLike,
     *,
     step: int | str | None = None,
     config: Callable[[ConfigDict], ConfigDict] | None = None,
     stem: str | None = None,
-) -> tuple[Segmenter | None, ForeignCheckpoint | None]:
+) -> tuple[Segmenter | None, ForeignCheckpoint | Pretraining | None]:
     """What a checkpoint of either form holds.
 
     Args:
@@ -60,7 +81,8 @@ def open_source(
       stem: see `open_checkpoint`; for files alone.
 
     Returns:
-      The model (None for a backbone alone) and the description of the file (None for a directory).
+      The model (None for a backbone alone and for pre-training), and what else is known of a file
+      or a checkpoint of pre-training (None for one of a model).
 
     Raises:
       InputError: it cannot be read.
@@ -68,11 +90,37 @@ def open_source(
     if not Path(path).is_file():
         if stem is not None:
             raise InputError(f"--stem is for files of other systems, and {path} is none; drop it")
+        if _is_pretraining(path, step):
+            return None, _open_pretraining(path, step, config)
         return load(path, step=step, config=config), None
     if step is not None:
         raise InputError(f"--step chooses in a workdir, and {path} is a file; drop it")
     found = open_checkpoint(path, stem)
     return None if found.is_backbone else segmenter_of(found, config), found
+
+
+def _is_pretraining(path: str | os.PathLike, step: int | str | None) -> bool:
+    kept = load_metadata(path, step=step).get("config")
+    return isinstance(kept, str) and from_json(kept).task == "densecl"
+
+
+def _open_pretraining(
+    path: str | os.PathLike, step: int | str | None, change: Callable | None
+) -> Pretraining:
+    """The checkpoint of a contrastive run, with its key encoder and queues."""
+    loaded = load_variables(path, step=step, extra=True)
+    config = from_json(loaded.metadata["config"])
+    if change is not None and to_json(change(from_json(to_json(config)))) != to_json(config):
+        raise InputError(
+            f"checkpoint {loaded.path} is of pre-training, whose weights belong to its own config: "
+            "leave --config and its changes out"
+        )
+    params = loaded.params if loaded.ema_params is None else loaded.ema_params
+    return Pretraining(
+        title=f"{loaded.path} (R{config.model.backbone.depth}, {config.task}, step {loaded.step})",
+        stem=stem_of_settings(flatten(config)),
+        variables={"params": params, "batch_stats": loaded.batch_stats, **loaded.extra},
+    )
 
 
 def is_file_name(path: Path) -> bool:
@@ -97,7 +145,10 @@ def check_target(path: Path, layout: str | None) -> None:
 
 
 def write_file(
-    path: Path, layout: str | None, model: Segmenter | None, found: ForeignCheckpoint | None
+    path: Path,
+    layout: str | None,
+    model: Segmenter | None,
+    found: ForeignCheckpoint | Pretraining | None,
 ) -> Layout:
     """Writes a file of another system and returns its layout.
 
@@ -105,13 +156,14 @@ def write_file(
       path: of the file; its suffix decides the format.
       layout: by name; None keeps that of a file.
       model: what is written, unless it is a backbone alone.
-      found: the file that it came from, if it did.
+      found: the file or the pre-training that it came from, if it did.
 
     Raises:
       InputError: no layout is given or known, or it has no place for the network.
     """
-    if layout is None and found is None:
-        raise InputError(f"--output {path}: say the file's --layout, such as mmdet-v1-solov2")
+    if layout is None and (found is None or found.layout is None):
+        example = "torchvision" if model is None else "mmdet-v1-solov2"
+        raise InputError(f"--output {path}: say the file's --layout, such as {example}")
     chosen = found.layout if layout is None else layout_named(layout)
     if model is not None:
         stem, names = stem_of_settings(flatten(model.config)), [n for _, n in model.categories]

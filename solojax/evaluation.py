@@ -18,7 +18,8 @@ from solojax.build import build_eval_batches, first_images, load_val_set
 from solojax.data.instances import InstanceDataset
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
-from solojax.evaluators.results import KINDS, kinds_in_results, load_results
+from solojax.evaluators.label_results import load_predictions
+from solojax.evaluators.results import KINDS, kinds_in_results
 from solojax.inference import coco_results, jit_predict, predict_batches
 from solojax.structures import Batch, Detections, PyTree
 from solojax.tasks import Task
@@ -103,7 +104,8 @@ class Evaluation:
             for batch, detections in predict_batches(
                 self._predict, variables, self._make_batches(), self._mesh
             ):
-                yield batch, detections
+                # Nothing is scored by them, and results with them are ten times as long.
+                yield batch, detections.replace(embeddings=None)
                 is_image = batch.image_index >= 0
                 counts["unread"] += int(np.sum(is_image & ~batch.valid))
                 counts["overflow"] += int(np.sum(detections.overflow[batch.valid]))
@@ -173,11 +175,11 @@ def score_file(
     class_agnostic: bool,
     perfect_masks: bool = False,
 ) -> dict:
-    """The evaluate form of an existing results file; of boxes alone where it has no masks.
+    """The evaluate form of an existing results or label file; of boxes alone without masks.
 
     `perfect_masks` replaces every mask by the ground-truth mask that it overlaps most.
     """
-    results = load_results(predictions)
+    results = load_predictions(predictions, annotations)
     if perfect_masks:
         results = replace_masks_with_gt(results, annotations, source=str(predictions))
     evaluator = CocoEvaluator(
@@ -209,11 +211,11 @@ def write_json(contents: dict | list, path: Path) -> None:
 def figures_table(figures: dict) -> str:
     """The evaluate form as lines for a person; a dash stands where there is nothing to find."""
     kinds = [kind for kind in KINDS if kind in figures]
-    names = list(figures[kinds[0]])
+    names = list(dict.fromkeys(name for kind in kinds for name in figures[kind]))
     lines = ["        " + "".join(f"{name:>8}" for name in names)]
-    lines += [
-        f"{kind:<8}" + "".join(_cell(figures[kind][name]) for name in names) for kind in kinds
-    ]
+    for kind in kinds:
+        cells = (_cell(figures[kind][name]) if name in figures[kind] else 8 * " " for name in names)
+        lines.append(f"{kind:<8}{''.join(cells)}".rstrip())
     per_class = figures["per_class"]
     if 1 < len(per_class) <= _MOST_CLASSES_SHOWN:
         width = max(map(len, per_class))

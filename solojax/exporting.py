@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from solojax.build_free_solo import embedding_width
 from solojax.data.canvas import CANVAS_STEP
 from solojax.errors import InputError
 from solojax.evaluation import write_json
@@ -53,6 +54,7 @@ def export_predictor(
         masks         (B, M, H/4, W/4) float32 probabilities
         valid         (B, M) bool, False where there are fewer than M = `max_detections`
         overflow      (B,) int32, candidates above the score threshold beyond `max_candidates`
+        embeddings    (B, M, E) float32, where the network predicts them: of length 1
 
     On one machine it finds what `segmenter.predict` finds, where that takes the same canvas. Most
     often all bits are equal; in narrow networks the last digits may differ (1e-7 of a probability),
@@ -120,6 +122,7 @@ def describe_export(
     """What has to be known to feed the program and to read what it returns, as json takes it."""
     height, width = canvas
     found = segmenter.config.evaluation.max_detections
+    width = embedding_width(segmenter.config)
     rows = "B" if batch == SYMBOLIC else batch
     quarter = [height // _MASK_STRIDE, width // _MASK_STRIDE]
     return {
@@ -144,6 +147,7 @@ def describe_export(
             _array("masks", "float32", [rows, found, *quarter]),
             _array("valid", "bool", [rows, found]),
             _array("overflow", "int32", [rows]),
+            *([_array("embeddings", "float32", [rows, found, width])] if width else []),
         ],
         "step": segmenter.step,
         "jax": jax.__version__,
@@ -203,6 +207,7 @@ def _predictor(segmenter: Segmenter) -> Callable[[Array, Array], dict[str, Array
             instances=None,
         )
         found = task.predict(variables, batch)
+        embeddings = {} if found.embeddings is None else {"embeddings": found.embeddings}
         return {
             "scores": found.scores,
             "classes": found.labels,
@@ -210,6 +215,7 @@ def _predictor(segmenter: Segmenter) -> Callable[[Array, Array], dict[str, Array
             "masks": found.masks,
             "valid": found.valid,
             "overflow": found.overflow,
+            **embeddings,
         }
 
     return predict

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from solojax.build import build_task, canvas_policy
 from solojax.config import from_json
+from solojax.config.schema import SEGMENTATION_TASKS
 from solojax.data.image_io import read_image
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example, make_image_example, resized_shape
@@ -146,7 +147,8 @@ class Segmenter:
 
         Returns:
           COCO results, score-descending: image_id, category_id (the data set's own), score, bbox
-          (x, y, width, height) and segmentation (RLE at the image's size).
+          (x, y, width, height), segmentation (RLE at the image's size) and, of a network that
+          predicts embeddings, emb (its numbers).
 
         Raises:
           InputError: the file cannot be read, or the array is no RGB image.
@@ -277,7 +279,7 @@ def read_metadata(metadata: dict, path: str):
     """The config and the (id, name) categories that a checkpoint carries."""
     try:
         config = from_json(metadata["config"])
-        if config.task != "instance_segmentation":
+        if config.task not in SEGMENTATION_TASKS:
             raise InputError(
                 f"it is of a {config.task} run and finds no objects; train a segmenter from it by "
                 f"--config.model.backbone.checkpoint={path}"

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from solojax.benchmarking import random_batch
 from solojax.build import build_task
+from solojax.operations import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,7 @@ def describe_network(config: ConfigDict, canvas: tuple[int, int], num_classes: i
     forward = jax.jit(task.forward).lower(variables, batch).compile()
     predict = jax.jit(task.predict).lower(variables, batch).compile()
     return NetworkInfo(
-        parameters={
-            name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
-            for name, part in variables["params"].items()
-        },
+        parameters=count_parameters(variables["params"]),
         canvas=canvas,
         gflop=(forward.cost_analysis() or {}).get("flops", math.nan) / 1e9,
         temporary_gib=_temporary_gib(forward),

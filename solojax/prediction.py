@@ -43,7 +43,7 @@ def predict_files(
     overlays = output / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
     names = file_names(paths)
-    pictures = _overlay_names(names)
+    pictures = picture_names(names)
     try:
         with progress_bar(len(paths), description="predict", unit="image") as bar:
             for path in paths:
@@ -95,8 +95,11 @@ def _named(result: dict, name: str) -> dict:
     return {"file_name": name} | {k: v for k, v in result.items() if k != "image_id"}
 
 
-def _overlay_names(names: Mapping[Path, str]) -> dict[Path, str]:
-    """The picture of a/b.jpg is a_b.png, or a_b.jpg.png where there is an a/b.gif too."""
+def picture_names(names: Mapping[Path, str]) -> dict[Path, str]:
+    """File names of pictures of files, by what `file_names` calls those.
+
+    That of a/b.jpg is a_b.png, or a_b.jpg.png where there is an a/b.gif too.
+    """
     flat = {path: name.replace("/", "_") for path, name in names.items()}
     stems = Counter(Path(name).stem for name in flat.values())
     pictures: dict[Path, str] = {}

@@ -67,6 +67,7 @@ def prepare_instances(
       InputError: the source is bad, a file is missing, or the folder holds something else.
     """
     dataset = load_coco(annotations, images)
+    _refuse_what_records_lose(dataset)
     sizes = _file_sizes([dataset.image_path(record) for record in dataset.images])
     missing = [r for r, size in zip(dataset.images, sizes, strict=True) if size is None]
     if missing:
@@ -90,6 +91,20 @@ def prepare_instances(
         },
     )
     return _write(output, split, source, num_shards, overwrite)
+
+
+def _refuse_what_records_lose(dataset: CocoDataset) -> None:
+    objects = [a for record in dataset.images for a in record.annotations]
+    lost = {
+        "supervise_mask": any(not a.supervise_mask for a in objects),
+        "emb": any(a.embedding is not None for a in objects),
+    }
+    for key, is_lost in lost.items():
+        if is_lost:
+            raise InputError(
+                f'{dataset.annotation_path}: records do not keep "{key}", which objects of this '
+                "file have: train on the json itself (data.format=coco)"
+            )
 
 
 def prepare_labelled(

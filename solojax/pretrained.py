@@ -1,4 +1,4 @@
-"""A pretrained backbone for a fresh network: out of a run of this project or a file of another."""
+"""Pretrained weights for a fresh network: out of a run of this project or a file of another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from solojax.config.schema import flatten
 from solojax.errors import InputError
 from solojax.interop.fitting import check_settings
 from solojax.interop.trees import flatten as flatten_tree
+from solojax.pretrained_segmenter import start_from_segmenter
 from solojax.structures import PyTree
 from solojax.train.checkpoints import load_variables
 from solojax.train.state import TrainState
@@ -33,7 +34,22 @@ def with_backbone(config: ConfigDict, state: TrainState) -> TrainState:
     """
     if not config.model.backbone.checkpoint:
         return state
-    loaded = start_from_backbone(state.params, state.batch_stats, config)
+    return _with_variables(state, start_from_backbone(state.params, state.batch_stats, config))
+
+
+def with_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state of a segmenter with what the config names, a segmenter or a backbone, if any.
+
+    Raises:
+      InputError: as `start_from_segmenter` and `start_from_backbone`.
+    """
+    if not config.model.checkpoint:
+        return with_backbone(config, state)
+    return _with_variables(state, start_from_segmenter(state.params, state.batch_stats, config))
+
+
+def _with_variables(state: TrainState, loaded: tuple[PyTree, PyTree]) -> TrainState:
+    """The state with (params, batch_stats), on the same devices."""
     places = jax.tree.map(lambda x: x.sharding, (state.params, state.batch_stats))
     params, stats = jax.device_put(loaded, places)
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)

@@ -23,7 +23,7 @@ from solojax.data.instances import InstanceDataset
 from solojax.data.padding_waste import padding_waste
 from solojax.errors import InputError
 from solojax.evaluation import Evaluation
-from solojax.pretrained import with_backbone
+from solojax.pretrained import with_pretrained
 from solojax.task_run import TaskRun
 from solojax.tasks import Task
 from solojax.train.start_checks import check_data
@@ -45,7 +45,11 @@ def segmentation_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
       InputError: bad data, or data that the config does not fit.
     """
     del mesh
-    train_set = load_train_set(config)
+    return run_on(config, load_train_set(config))
+
+
+def run_on(config: ConfigDict, train_set: InstanceDataset) -> TaskRun:
+    """The same for a training set at hand."""
     check_data(training=train_set)
     task = build_task(config, _num_classes(config, train_set))
     plan = build_train_plan(config, train_set)
@@ -71,7 +75,7 @@ def segmentation_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
         ),
         metadata=checkpoint_metadata(config, train_set),
         check_restored=functools.partial(_check_classes, train_set),
-        start=functools.partial(with_backbone, config),
+        start=functools.partial(with_pretrained, config),
         evaluate=_evaluation(config, task, train_set).run if every else None,
         evaluate_every=every,
         advice=_ADVICE,
@@ -89,7 +93,8 @@ def checkpoint_metadata(config: ConfigDict, dataset: InstanceDataset) -> dict:
 def _evaluation(config: ConfigDict, task: Task, train_set: InstanceDataset) -> Evaluation:
     val_set = load_val_set(config)
     check_data(validation=val_set)
-    check_same_classes(train_set.category_names, val_set)
+    if not config.evaluation.class_agnostic:
+        check_same_classes(train_set.category_names, val_set)
     return Evaluation(task, config, val_set)
 
 
@@ -107,7 +112,7 @@ def _check_classes(dataset: InstanceDataset, metadata: dict, checkpoint: str) ->
 def _warn_of_random_layers(config: ConfigDict) -> None:
     """Layers that never train are of use with trained weights alone."""
     backbone = config.model.backbone
-    if backbone.checkpoint:
+    if backbone.checkpoint or config.model.checkpoint:
         return
     stuck = []
     if backbone.norm == "frozen_batch_norm":

@@ -90,6 +90,10 @@ class Instances:
     valid: Array  # (B, N) bool
     # The same at 1/8, 1/16, ..., as far as the network predicts masks so coarse.
     coarse_masks: tuple[Array, ...] = ()  # (B, N, H/8, W/64), (B, N, H/16, W/128 rounded up), ...
+    # Whose masks the mask branch learns from; None: all valid ones. The others train categories.
+    mask_valid: Array | None = None  # (B, N) bool
+    # What Free Mask or an earlier round says the objects look like; None where labels have none.
+    embeddings: Array | None = None  # (B, N, E) float32
 
 
 @struct.dataclass
@@ -180,6 +184,8 @@ class SegmenterOutputs:
 
     category_logits: Array  # (B, G, K)
     masks: tuple[Masks, ...]
+    # What every cell's object looks like; None where the network does not say.
+    embeddings: Array | None = None  # (B, G, E)
 
 
 @struct.dataclass
@@ -192,6 +198,8 @@ class Detections:
     masks: Array  # (B, M, H/4, W/4) float32 probabilities
     valid: Array  # (B, M) bool
     overflow: Array  # (B,) int32, candidates over the score threshold that were left out
+    # What each looks like, of length 1, 0 where not valid; None where the network does not say.
+    embeddings: Array | None = None  # (B, M, E) float32
 
 
 PyTree = Any

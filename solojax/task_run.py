@@ -31,6 +31,8 @@ class TaskRun:
       evaluate: inference variables to metrics; None where nothing is evaluated.
       evaluate_every: steps, 0 for never.
       advice: metrics that are 0 if all is well, and what to do where they are not.
+      renewable: a branch of the state that begins anew where a checkpoint has none that fits, see
+        `Checkpointer.restore`.
     """
 
     task: Task
@@ -44,3 +46,4 @@ class TaskRun:
     evaluate: Callable[[PyTree], dict[str, float]] | None
     evaluate_every: int
     advice: Mapping[str, str]
+    renewable: str | None = None

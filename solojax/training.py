@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,6 +17,7 @@ from solojax.config.schema import flatten
 from solojax.contrast_run import contrast_run
 from solojax.errors import InputError
 from solojax.evaluation import write_json
+from solojax.free_solo_run import free_solo_run
 from solojax.segmentation_run import segmentation_run
 from solojax.task_run import TaskRun
 from solojax.train.checkpoints import Checkpointer
@@ -25,7 +28,11 @@ from solojax.train.state import TrainState, create_state
 
 _logger = logging.getLogger(__name__)
 
-_RUNS = {"instance_segmentation": segmentation_run, "densecl": contrast_run}
+_RUNS = {
+    "instance_segmentation": segmentation_run,
+    "free_solo": free_solo_run,
+    "densecl": contrast_run,
+}
 
 
 def run_training(config: ConfigDict, workdir: Path) -> TrainState:
@@ -63,12 +70,14 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
             ema=config.train.ema_decay is not None,
         )
         shapes = jax.eval_shape(create, rng=key)
-        shardings = state_sharding(shapes, mesh, config.train.shard_optimizer)
-        restored = _restore(checkpointer, shapes, shardings, run)
+        is_spread = getattr(run.task, "is_spread", None)
+        shardings = state_sharding(shapes, mesh, config.train.shard_optimizer, is_spread)
+        make_state = functools.partial(jax.jit(create, out_shardings=shardings), rng=key)
+        restored = _restore(checkpointer, shapes, shardings, run, make_state)
         # Not before the checkpoint has proved to be of this config.
         _save_config(config, workdir)
         if restored is None:
-            state = run.start(jax.jit(create, out_shardings=shardings)(rng=key))
+            state = run.start(make_state())
         else:
             state = restored
         step = int(state.step)
@@ -116,21 +125,35 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
 
 
 def _restore(
-    checkpointer: Checkpointer, shapes: TrainState, shardings: TrainState, run: TaskRun
+    checkpointer: Checkpointer,
+    shapes: TrainState,
+    shardings: TrainState,
+    run: TaskRun,
+    make_state: Callable[[], TrainState],
 ) -> TrainState | None:
-    """The newest state, laid out as the shardings say; None where the run has none yet."""
+    """The newest state, laid out as the shardings say; None where the run has none yet.
+
+    What the task can begin anew and the checkpoint has not comes from a fresh state.
+    """
     restored = checkpointer.restore(
         jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
             shardings,
-        )
+        ),
+        renewable=run.renewable,
     )
     if restored is None:
         return None
     state, metadata, step = restored
     run.check_restored(metadata, f"{step} in {checkpointer.directory}")
-    return state
+    if not any(map(_is_shape, jax.tree.leaves(state))):
+        return state
+    return jax.tree.map(lambda x, fresh: fresh if _is_shape(x) else x, state, make_state())
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _save_config(config: ConfigDict, workdir: Path) -> None:

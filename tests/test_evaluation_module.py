@@ -74,6 +74,18 @@ def test_the_truth_scores_one(config, task, tmp_path):
     assert from_file["mask"] == pytest.approx(figures["mask"])
 
 
+def test_training_may_log_figures_without_classes(config, task, tmp_path):
+    """By `evaluation.class_agnostic`: the classes of the results are of no account."""
+    path = tmp_path / "data" / "val.json"
+    document = run_lengths_alone(json.loads(path.read_text()))
+    path.write_text(json.dumps(document))
+    results = [entry | {"category_id": 4711} for entry in truth_as_results(document)]
+    config.evaluation.class_agnostic = True
+    logged = flatten_figures(Evaluation(task, config).score(results))
+    assert logged["mask/AP"] == logged["box/AR100"] == pytest.approx(1.0)
+    assert logged["box/CorLoc"] == 1.0 and "mask/CorLoc" not in logged
+
+
 def test_the_first_images_are_scored_as_if_there_were_no_others(config, task, tmp_path):
     """Also where the file begins with a byte order mark."""
     path = tmp_path / "data" / "val.json"
@@ -134,6 +146,12 @@ def test_the_table():
         "           mask/AP   box/AP",
         "a            0.500        -",
         "long name    1.000    0.000",
+    ]
+    alone = {"mask": {"AP": 0.5}, "box": {"AP": 0.25, "CorLoc": 1.0}, "per_class": {}}
+    assert figures_table(alone).splitlines() == [
+        "              AP  CorLoc",
+        "mask       0.500",
+        "box        0.250   1.000",
     ]
     boxes = {"box": FIGURES["box"], "per_class": {}}
     assert [line.split() for line in figures_table(boxes).splitlines()] == [

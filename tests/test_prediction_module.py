@@ -50,7 +50,7 @@ def names_of(*paths: str) -> list[str]:
 
 def pictures_of(*paths: str) -> list[str]:
     names = prediction.file_names([Path(path) for path in paths])
-    return list(prediction._overlay_names(names).values())
+    return list(prediction.picture_names(names).values())
 
 
 def test_files_are_named_by_their_name_as_long_as_it_is_theirs_alone():

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from solojax.aot.chips import Chip, Topology
 from solojax.aot.cost import StepCost, TooLarge, measure
-from solojax.aot.programs import largest_canvas, lower_predict_step, lower_train_step
+from solojax.aot.programs import lower_predict_step, lower_train_step
 from solojax.errors import InputError
+from solojax.operations import count_unseen_step_operations
+from solojax.workloads import training_parts, workload_of
 
 _logger = logging.getLogger(__name__)
 
 _LOWER = {"train": lower_train_step, "predict": lower_predict_step}
-STEPS = tuple(_LOWER)
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
@@ -43,7 +44,7 @@ def compile_steps(
     mesh: Mesh,
     topology: Topology,
     *,
-    steps: Sequence[str] = STEPS,
+    steps: Sequence[str] | None = None,
     per_chip_batch: int | None = None,
     canvas: tuple[int, int] | None = None,
     find_batch: bool = False,
@@ -54,17 +55,17 @@ def compile_steps(
       config: valid.
       mesh: of the slice's devices.
       topology: the slice.
-      steps: of STEPS.
+      steps: what to compile; all that the config's task has when None.
       per_chip_batch: images of a chip; the config's batch over all chips, at least 1, when None.
       canvas: (H, W) of the images; the largest of the config's recipe when None.
       find_batch: whether the batch is then doubled until a chip no longer holds it (or halved
         until it does).
 
     Raises:
-      InputError: the config does not go with the batch or the canvas.
+      InputError: the config does not go with the batch or the canvas, or its task has no such step.
     """
-    for name in steps:
-        size = largest_canvas(config, name) if canvas is None else canvas
+    for name in check_steps(config, steps):
+        size = workload_of(config).largest_canvas(config, name) if canvas is None else canvas
         batch = default_batch(config, name, mesh.size) if per_chip_batch is None else per_chip_batch
 
         def compiled(batch: int, name: str = name, size: tuple[int, int] = size):
@@ -75,11 +76,16 @@ def compile_steps(
                 *size,
                 mesh.size,
             )
-            return compile_step(_LOWER[name], config, mesh, batch, size)
+            cost = compile_step(_LOWER[name], config, mesh, batch, size)
+            return _with_loops(cost, config, mesh, size) if name == "train" else cost
 
         costs = [compiled(batch)]
         if find_batch:
-            costs += search(compiled, costs[0], topology.chip)
+            try:
+                for cost in search(compiled, costs[0], topology.chip):
+                    costs.append(cost)
+            except InputError as error:  # groups or queues that do not divide such a batch
+                _logger.info("the search ends where the config does: %s", error)
         yield CompiledStep(name, size, tuple(costs))
 
 
@@ -118,11 +124,31 @@ def compile_step(
     return measure(compiled, batch, time.perf_counter() - start)
 
 
-def check_steps(names: Sequence[str]) -> None:
-    """Raises an InputError unless every name is a step."""
-    for name in names:
-        if name not in STEPS:
-            raise InputError(f"--steps: no step {name!r}; give one or more of {', '.join(STEPS)}")
+def _with_loops(
+    cost: StepCost | TooLarge, config: ConfigDict, mesh: Mesh, canvas: tuple[int, int]
+) -> StepCost | TooLarge:
+    """The cost of a training step with the operations that the compiler's count leaves out."""
+    if isinstance(cost, TooLarge):
+        return cost
+    parts = training_parts(config, cost.per_chip_batch * mesh.size, canvas)
+    unseen = count_unseen_step_operations(parts) / mesh.size
+    return dataclasses.replace(cost, flops=cost.flops + unseen)
+
+
+def check_steps(config: ConfigDict, names: Sequence[str] | None) -> Sequence[str]:
+    """The steps to compile, all that the config's task has for None.
+
+    Raises:
+      InputError: the task has no step of a name.
+    """
+    known = workload_of(config).steps
+    for name in names or ():
+        if name not in known:
+            raise InputError(
+                f"--steps: {config.task} has no step {name!r}; give one or more of "
+                f"{', '.join(known)}"
+            )
+    return known if names is None else names
 
 
 def _first_sentence(message: str) -> str:

@@ -22,11 +22,11 @@ class StepCost:
       peak_bytes: the most memory that is in use, the program itself included.
       hbm_bytes: traffic between the chip and its memory, at most: what every instruction of the
         compiled program reads and writes, as the compiler counts it ("bytes accessed"). Values
-        that it keeps in on-chip memory count as well. A loop whose length depends on the data, as
-        that over candidates in prediction, counts once.
+        that it keeps in on-chip memory count as well. A loop, as that over candidates in prediction
+        or over the parts of a queue of negatives, counts once.
       traffic: by operation, the most first, without what stays in on-chip memory.
       flops: operations of the compiled program, recomputed ones included; a multiplication and an
-        addition are two.
+        addition are two. Loops count once in prediction, and whole over a queue of negatives.
       collectives: by kind.
       compile_s: seconds that compilation took.
     """

@@ -12,8 +12,8 @@ from solojax.aot.chips import Topology
 from solojax.aot.compiling import CompiledStep, compile_steps
 from solojax.aot.cost import StepCost, estimate_largest_batch
 from solojax.aot.devices import slice_devices
-from solojax.aot.programs import num_classes_of
 from solojax.train.sharding import make_mesh
+from solojax.workloads import workload_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Report:
       config: its name.
       dtype: of the network's computation.
       topology: the slice.
-      num_classes: K.
-      classes_from: who says so, for a person.
+      facts: what else of the config shapes the steps, by key.
+      facts_in_words: the same for a person.
       steps: what was compiled.
       versions: of jax and of libtpu.
     """
@@ -33,8 +33,8 @@ class Report:
     config: str
     dtype: str
     topology: Topology
-    num_classes: int
-    classes_from: str
+    facts: dict
+    facts_in_words: str
     steps: Sequence[CompiledStep]
     versions: dict[str, str]
 
@@ -49,7 +49,7 @@ class Report:
         return {
             "config": self.config,
             "dtype": self.dtype,
-            "num_classes": self.num_classes,
+            **self.facts,
             "topology": str(self.topology),
             "chip": chip.kind,
             "chips": self.topology.num_chips,
@@ -84,12 +84,13 @@ def make_report(config: ConfigDict, topology: Topology, *, name: str, **options)
         go with the batch or the canvas.
     """
     mesh = make_mesh(slice_devices(topology))
+    facts, in_words = workload_of(config).facts(config)
     return Report(
         config=name,
         dtype=config.model.dtype,
         topology=topology,
-        num_classes=num_classes_of(config),
-        classes_from="COCO's" if config.model.num_classes is None else "model.num_classes",
+        facts=facts,
+        facts_in_words=in_words,
         steps=tuple(compile_steps(config, mesh, topology, **options)),
         versions={package: metadata.version(package) for package in ("jax", "libtpu")},
     )

@@ -22,7 +22,7 @@ def report_lines(report: Report) -> Iterator[str]:
         f"{chip.hbm_bytes / _GIB:g} GiB each, {chip.peak_flops / 1e12:g} TFLOP/s (bfloat16), "
         f"{chip.hbm_bandwidth / 1e9:g} GB/s"
     )
-    yield f"{report.num_classes} classes ({report.classes_from})"
+    yield report.facts_in_words
     yield ""
     columns = [_column(step, topology) for step in report.steps]
     yield f"{'of one chip':{_HEAD}}" + "".join(f"{step.name:>{_COLUMN}}" for step in report.steps)

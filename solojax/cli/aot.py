@@ -13,6 +13,8 @@ HELP = """Compiles the training and prediction steps for a TPU slice, on any Lin
   solojax aot --config configs/solov2.py:r50,3x --config.model.dtype=bfloat16 --topology v5e:4x4
   solojax aot --config configs/solov2.py:r101,3x --topology v5p:2x2x4 --per-chip-batch 4 \\
       --canvas 800x1344 --output report.json
+  solojax aot --config configs/densecl.py:imagenet --config.train.batch_size=4096 \\
+      --config.model.dtype=bfloat16 --topology v5e:16x16
 
 Says what memory a chip needs, what it computes and moves, what chips send each other, and which
 batch fits. Figures are the TPU compiler's own, of one chip; the two times of a step are what its
@@ -35,7 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--per-chip-batch",
         metavar="B",
         type=int,
-        help="images of a chip (default: the config's batch over all chips, at least 1)",
+        help="images of a chip, of which a contrastive config has two views each (default: the "
+        "config's batch over all chips, at least 1)",
     )
     parser.add_argument(
         "--canvas",
@@ -46,8 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         metavar="STEP,...",
-        default="train,predict",
-        help="what to compile (default train,predict)",
+        help="what to compile (default train,predict; of a contrastive config train)",
     )
     parser.add_argument(
         "--find-batch",
@@ -75,10 +77,11 @@ def run(args: argparse.Namespace) -> int:
     from solojax.aot.report import make_report
     from solojax.aot.table import report_lines
 
-    steps = args.steps.split(",")
-    check_steps(steps)
+    config = flags.read_config(args)
+    steps = None if args.steps is None else args.steps.split(",")
+    check_steps(config, steps)  # before the compiler is asked for the slice
     report = make_report(
-        flags.read_segmentation_config(args),
+        config,
         topology,
         name=args.config,
         steps=steps,

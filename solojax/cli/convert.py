@@ -19,6 +19,11 @@ A trained model, or the backbone of one, into a file of another system:
   solojax convert --checkpoint runs/r50 --output solov2.pth --layout mmdet-v1-solov2
   solojax convert --checkpoint runs/r50 --output r50.pkl --layout detectron2
 
+The backbone of contrastive pre-training, or (layouts moco, densecl and mmselfsup) its encoders,
+heads and queues:
+
+  solojax convert --checkpoint runs/densecl --output densecl.pth --layout torchvision
+
 Beside outputs that the other system recorded, stage by stage, with or without --output:
 
   solojax convert --checkpoint SOLOv2_R50_3x.pth --verify outputs.npz

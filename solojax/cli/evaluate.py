@@ -22,6 +22,11 @@ Of a results file that exists already, by whatever made it:
 
   solojax evaluate --predictions results.json --annotations instances_val2017.json
 
+Of masks that were found without labels, with categories really ignored and CorLoc beside the boxes'
+figures:
+
+  solojax evaluate --class-agnostic --predictions masks.json --annotations instances_val2017.json
+
 On several processes, as in `solojax train`: the figures are those of one process.
 
 How much of the error lies in the masks (thesis Table 3.7): with --replace-masks-with-gt."""
@@ -35,14 +40,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", metavar="GT.json", type=Path, help="COCO annotations")
     parser.add_argument("--images", metavar="DIR", type=Path, help="folder of their images")
     parser.add_argument(
-        "--predictions", metavar="RESULTS.json", type=Path, help="score this instead of a model"
+        "--predictions",
+        metavar="RESULTS.json",
+        type=Path,
+        help="score this results or label file instead of a model",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="json file for the figures")
     parser.add_argument(
         "--save_predictions", metavar="FILE", type=Path, help="json file for the COCO results"
     )
     parser.add_argument(
-        "--class_agnostic", action="store_true", help="ignore categories altogether"
+        "--class_agnostic",
+        "--class-agnostic",
+        action="store_true",
+        help="ignore categories altogether: all objects and detections are of one class",
     )
     parser.add_argument(
         "--replace-masks-with-gt",

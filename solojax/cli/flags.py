@@ -54,8 +54,10 @@ def read_segmentation_config(args: argparse.Namespace) -> ConfigDict:
     Raises:
       InputError: also where the config is of another task.
     """
+    from solojax.config.schema import SEGMENTATION_TASKS
+
     config = read_config(args)
-    if config.task != "instance_segmentation":
+    if config.task not in SEGMENTATION_TASKS:
         raise InputError(
             f"--config {args.config} is for {config.task}, and this verb for instance "
             "segmentation: give another config"

@@ -9,9 +9,10 @@ from solojax.cli import flags
 from solojax.errors import InputError
 
 _INSTANCE_KINDS = ("coco", "lvis")
-_KINDS = (*_INSTANCE_KINDS, "folder", "imagenet")
+_SPLIT_KINDS = {"image-split": "images", "mask-split": "masks"}
+_KINDS = (*_INSTANCE_KINDS, "folder", "imagenet", *_SPLIT_KINDS)
 
-HELP = """A data set as sharded records: a few large files, read in any order.
+HELP = """A data set as sharded records (a few large files, read in any order), or a part of one.
 
 COCO or LVIS json with its images; LVIS' file names are those of its URLs (train2017/...):
 
@@ -33,6 +34,15 @@ Hash what was written, and hold it against the checksums in SPLIT.manifest.json:
 
   solojax prepare coco --verify --output records/coco
 
+For learning with few labels, a json with a part of another's images, or one whose objects all have
+their class while a part alone has a mask to learn from. The same ids are chosen for everybody, by
+--seed; the smaller part lies in the larger one:
+
+  solojax prepare image-split --fraction 0.1 --annotations instances_train2017.json \\
+      --output instances_train2017_images10.json
+  solojax prepare mask-split --fraction 0.05 --annotations instances_train2017.json \\
+      --output instances_train2017_masks5.json
+
 TensorFlow is not needed, to write or to read; TFDS opens the folder
 (tfds.builder_from_directory)."""
 
@@ -43,7 +53,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", metavar="FILE.json", type=Path, help="COCO or LVIS json")
     parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the image files")
     parser.add_argument(
-        "--output", metavar="DIR", required=True, help="folder of the records, or gs://BUCKET/..."
+        "--output",
+        metavar="DIR|FILE.json",
+        required=True,
+        help="folder of the records, or gs://BUCKET/...; of a split, its json",
     )
     parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: train)")
     parser.add_argument(
@@ -58,11 +71,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="write nothing: hash what is there, of all splits"
     )
+    parser.add_argument(
+        "--fraction", metavar="X", type=flags.probability, help="of a split, such as 0.05"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="of a split's choice (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes or verifies."""
     _check_flags(args)
+    if args.what in _SPLIT_KINDS:
+        return _write_split(args)
     if args.verify:
         from solojax.preparation import verify
 
@@ -80,6 +99,20 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {split} has {manifest.num_examples} images, "
         f"{len(manifest.categories)} classes in {len(manifest.shards)} shards{was_there}, "
         f"{size:.1f} MB, checksum {manifest.checksum[:16]}"
+    )
+    return 0
+
+
+def _write_split(args: argparse.Namespace) -> int:
+    from solojax.data.splits import write_split
+
+    output = Path(args.output)
+    flags.check_output_file(output, "--output")
+    kind = _SPLIT_KINDS[args.what]
+    split = write_split(args.annotations, output, kind, args.fraction, args.seed or 0)
+    print(
+        f"{output}: {split.chosen} of {split.of} {split.kind}, seed {split.seed}, "
+        f"sha256 of their ids {split.sha256}"
     )
     return 0
 
@@ -116,17 +149,26 @@ def _check_flags(args: argparse.Namespace) -> None:
         "--shards": args.shards is not None,
         "--skip-missing": args.skip_missing,
         "--overwrite": args.overwrite,
+        "--split": args.split is not None,
+        "--verify": args.verify,
+        "--fraction": args.fraction is not None,
+        "--seed": args.seed is not None,
     }
-    if args.verify:
-        needed, useless = (), tuple(given)
+    of_splits = ("--fraction", "--seed")
+    if args.what in _SPLIT_KINDS:
+        needed = ("--annotations", "--fraction")
+        useless = tuple(flag for flag in given if flag not in (*needed, *of_splits))
+    elif args.verify:
+        needed, useless = (), tuple(flag for flag in given if flag not in ("--verify", "--split"))
     elif args.what in _INSTANCE_KINDS:
-        needed, useless = ("--annotations", "--images"), ()
+        needed, useless = ("--annotations", "--images"), of_splits
     else:
-        needed, useless = ("--images",), ("--annotations", "--skip-missing")
+        needed, useless = ("--images",), ("--annotations", "--skip-missing", *of_splits)
     missing = [flag for flag in needed if not given[flag]]
     if missing:
         raise InputError(f"prepare {args.what} needs {' and '.join(missing)} too: give it")
     found = [flag for flag in useless if given[flag]]
     if found:
-        work = "--verify" if args.verify else f"prepare {args.what}"
+        verifying = args.verify and args.what not in _SPLIT_KINDS
+        work = "--verify" if verifying else f"prepare {args.what}"
         raise InputError(f"{', '.join(found)} has no part in {work}: leave it out")

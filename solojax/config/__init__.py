@@ -7,6 +7,7 @@ arguments.
 from solojax.config.base import base_config
 from solojax.config.contrastive import contrastive_config
 from solojax.config.files import find_config, shipped_configs
+from solojax.config.free_solo import free_solo_config
 from solojax.config.json_text import from_json, to_json
 from solojax.config.loading import apply_overrides, load_config
 from solojax.config.published import SCHEDULES, published_config
@@ -26,6 +27,7 @@ __all__ = [
     "contrastive_config",
     "evaluation_interval",
     "find_config",
+    "free_solo_config",
     "from_json",
     "load_config",
     "milestone_steps",

@@ -17,8 +17,8 @@ def base_config() -> ConfigDict:
     are (height, width) unless said otherwise, and None, where a key allows it, means not set.
     """
     config = ConfigDict()
-    # What is trained; it decides which keys there are: instance_segmentation (these) | densecl
-    # (those of config/contrastive.py).
+    # What is trained; it decides which keys there are: instance_segmentation (these) | free_solo
+    # (these and those of config/free_solo.py) | densecl (those of config/contrastive.py).
     config.task = "instance_segmentation"
     # Of the weights, the order of the images and everything drawn at random.
     config.seed = 0
@@ -100,6 +100,9 @@ def _model() -> ConfigDict:
     # P: (cell, object) pairs per image that the mask loss has room for. COCO images need 50 on
     # average; pairs that find no room are counted in the metrics.
     model.max_positives = 512
+    # Weights of a whole segmenter to start from, but for its last classification layer: a PyTorch
+    # file, or the work directory of a run. Empty: see backbone.checkpoint.
+    model.checkpoint = ""
     # Per channel, RGB, on pixels in [0, 255].
     model.pixel_mean = (123.675, 116.28, 103.53)
     model.pixel_std = (58.395, 57.12, 57.375)

@@ -75,6 +75,9 @@ def _contrast() -> ConfigDict:
     contrast.negatives = "pooled"
     # Whether key images change BatchNorm groups (Shuffling BN).
     contrast.shuffle = True
+    # Whether each device keeps only its part of the queues. Then the queries travel in place of
+    # the queues' vectors: for long queues and small batches, and not for large batches.
+    contrast.shard_queues = False
     return contrast
 
 

@@ -10,11 +10,18 @@ from ml_collections import ConfigDict, FieldReference
 
 from solojax.config.base import base_config
 from solojax.config.contrastive import contrastive_config
+from solojax.config.free_solo import free_solo_config
 from solojax.config.names import nearest_name
 from solojax.errors import InputError
 
 # What makes the config with every key of a task.
-TASKS = {"instance_segmentation": base_config, "densecl": contrastive_config}
+TASKS = {
+    "instance_segmentation": base_config,
+    "free_solo": free_solo_config,
+    "densecl": contrastive_config,
+}
+# Those whose networks find objects.
+SEGMENTATION_TASKS = ("instance_segmentation", "free_solo")
 DEFAULT_TASK = "instance_segmentation"
 
 
@@ -42,7 +49,7 @@ def task_of(config: ConfigDict) -> str:
     if task not in TASKS:
         raise InputError(
             f"config key 'task' is {task!r}: give one of {', '.join(TASKS)}, by starting the "
-            "config from solojax.config.base_config() or contrastive_config()"
+            "config from solojax.config.base_config(), free_solo_config() or contrastive_config()"
         )
     return task
 

@@ -43,7 +43,15 @@ _CHOICES_OF_TASK = {
         "data.format": ("folder", "coco", "records"),
         "contrast.correspondence": ("max_sim_features", "max_sim_embeddings", "random"),
         "contrast.negatives": ("pooled", "sampled"),
-    }
+    },
+    "free_solo": {
+        "data.format": ("coco",),
+        "loss.semantics": ("thesis", "release"),
+        "model.head.kind": ("solov2",),
+        "model.mask_features.kind": ("unified",),
+        "free_mask.canvas": ("multiple_of_32", "buckets"),
+        "free_mask.semantics": ("thesis", "release"),
+    },
 }
 # (lowest, highest) value, both allowed. None is checked only where it is set.
 _RANGES = {
@@ -66,6 +74,17 @@ _RANGES = {
     "views.grayscale_probability": (0, 1),
     "views.blur_probability": (0, 1),
     "views.hue": (0, 0.5),
+    "strong.jitter_probability": (0, 1),
+    "strong.grayscale_probability": (0, 1),
+    "strong.blur_probability": (0, 1),
+    "strong.hue": (0, 0.5),
+    "loss.color_threshold": (0, 1),
+    "free_mask.mask_threshold": (0, 1),
+    "free_mask.min_maskness": (0, 1),
+    "free_mask.min_center": (0, 1),
+    "free_mask.max_width": (0, 1),
+    "self_training.score_threshold": (0, 1),
+    "self_training.max_width": (0, 1),
 }
 _MAY_BE_ZERO = (
     "model.head.num_coordinate_convs",
@@ -87,6 +106,17 @@ _MAY_BE_ZERO = (
     "views.brightness",
     "views.contrast",
     "views.saturation",
+    "strong.brightness",
+    "strong.contrast",
+    "strong.saturation",
+    "loss.max_projection_weight",
+    "loss.mean_projection_weight",
+    "loss.projection_epsilon",
+    "loss.pairwise_weight",
+    "loss.pairwise_warmup_steps",
+    "loss.ignored_bottom_rows",
+    "loss.semantic_weight",
+    "self_training.rounds",
 )
 _GROUP_NORM_GROUPS = 32
 
@@ -110,7 +140,10 @@ def validate(config: ConfigDict) -> None:
     if config.task == "densecl":
         _check_contrast(config)
         return
+    if config.task == "free_solo":
+        _check_free_solo(config)
     _check_model(config.model)
+    _check_start(config.model)
     _check_mask_loss(config)
     _check_data(config)
     _check_evaluation(config.evaluation)
@@ -201,6 +234,35 @@ def _check_contrast(config: ConfigDict) -> None:
     if contrast.dense_weight and not model.dense:
         raise _error(
             "contrast.dense_weight", contrast.dense_weight, "without model.dense it must be 0"
+        )
+
+
+def _check_free_solo(config: ConfigDict) -> None:
+    strong, rows, search = config.strong, config.train.batch_size, config.free_mask
+    if strong.enabled and strong.paste and rows % 2:
+        raise _error("train.batch_size", rows, "copy-paste takes images in pairs, give an even one")
+    _check_tuple("strong.blur_sigma", strong.blur_sigma, float, 2)
+    if strong.blur_sigma[0] > strong.blur_sigma[1]:
+        raise _error(
+            "strong.blur_sigma", strong.blur_sigma, "the first must not be above the second"
+        )
+    _check_tuple("free_mask.scales", search.scales, float)
+    if max(search.scales) > 1:
+        raise _error("free_mask.scales", search.scales, "give numbers up to 1")
+    if search.short_side > search.long_side:
+        raise _error("free_mask.long_side", search.long_side, "it is below free_mask.short_side")
+    if not config.evaluation.class_agnostic:
+        raise _error("evaluation.class_agnostic", False, "without classes it must be true")
+    if config.model.num_classes not in (None, 1):
+        raise _error("model.num_classes", config.model.num_classes, "there is one class: give 1")
+
+
+def _check_start(model: ConfigDict) -> None:
+    if model.checkpoint and model.backbone.checkpoint:
+        raise _error(
+            "model.checkpoint",
+            model.checkpoint,
+            "it has a backbone, leave model.backbone.checkpoint empty or give that alone",
         )
 
 

@@ -82,10 +82,11 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     """Reads and checks a COCO json.
 
     Category ids may be any distinct integers; they are sorted and numbered from 0. "iscrowd" counts
-    as 0 where it is missing; "bbox" and "area" may be missing. An LVIS file may do without
-    "file_name": the last two parts of "coco_url" (train2017/000000391895.jpg) stand in. Boxes and
-    polygons may leave the image by `segmentation_json.max_overshoot` pixels. Whether the image
-    files exist is not looked at here (`missing_images` does that).
+    as 0 where it is missing, "supervise_mask" (0: the object's mask trains nothing, its class does)
+    as 1; "bbox", "area" and "emb" (an embedding, see `label_file`) may be missing. An LVIS file may
+    do without "file_name": the last two parts of "coco_url" (train2017/000000391895.jpg) stand in.
+    Boxes and polygons may leave the image by `segmentation_json.max_overshoot` pixels. Whether the
+    image files exist is not looked at here (`missing_images` does that).
 
     Args:
       annotations: the json file.
@@ -94,10 +95,13 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     Raises:
       InputError: anything is missing, malformed or contradictory, with the file and the entry.
     """
-    path = str(annotations)
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such image folder; give the folder of the image files")
-    document = _read_json(path)
+    return parse_document(str(annotations), read_document(str(annotations)), images)
+
+
+def parse_document(path: str, document: dict, images: str | Path) -> CocoDataset:
+    """The data set of a json that `read_document` has read; it is used up. See `load_coco`."""
     categories = _read_categories(path, _section(path, document, "categories"))
     labels = {category.id: label for label, category in enumerate(categories)}
     headers = _parse_section(path, "image", _section(path, document, "images"), _parse_image)
@@ -129,10 +133,11 @@ def missing_images(dataset: CocoDataset, limit: int = 10) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def _read_json(path: str) -> dict:
+def read_document(path: str) -> dict:
+    """A json whose outermost value is an object, its polygons and embeddings as vectors."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            document = json.load(file, object_hook=_compact_polygons)
+            document = json.load(file, object_hook=_compact_vectors)
     except OSError as error:
         raise InputError(
             f"{path}: cannot read the annotations ({error.strerror}); check the path"
@@ -152,8 +157,8 @@ def _read_json(path: str) -> dict:
     return document
 
 
-def _compact_polygons(entry: dict) -> dict:
-    """Turns polygons into vectors while the json is being read.
+def _compact_vectors(entry: dict) -> dict:
+    """Turns polygons and embeddings into vectors while the json is being read.
 
     Their numbers as Python objects would take most of the memory of a large file. What is not a
     list of numbers stays as it is and is refused later, where the entry is known.
@@ -162,6 +167,11 @@ def _compact_polygons(entry: dict) -> dict:
     if isinstance(polygons, list):
         try:
             entry["segmentation"] = [parse_coordinates(polygon) for polygon in polygons]
+        except ValueError:
+            pass
+    if isinstance(entry.get("emb"), list):
+        try:
+            entry["emb"] = parse_coordinates(entry["emb"]).astype(np.float32)
         except ValueError:
             pass
     return entry
@@ -244,6 +254,9 @@ def _parse_annotation(
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise ValueError(f"iscrowd {iscrowd!r} is neither 0 nor 1; correct it")
+    supervise_mask = entry.get("supervise_mask", 1)
+    if supervise_mask not in (0, 1):
+        raise ValueError(f"supervise_mask {supervise_mask!r} is neither 0 nor 1; correct it")
     return image_id, Annotation(
         id=entry["id"],
         label=labels[category_id],
@@ -251,7 +264,19 @@ def _parse_annotation(
         segmentation=parse_segmentation(_field(entry, "segmentation"), height, width),
         iscrowd=bool(iscrowd),
         area=_parse_area(entry.get("area")),
+        supervise_mask=bool(supervise_mask),
+        embedding=_parse_embedding(entry.get("emb")),
     )
+
+
+def _parse_embedding(embedding: object) -> np.ndarray | None:
+    if embedding is None:
+        return None
+    if not isinstance(embedding, np.ndarray) or not embedding.size:
+        raise ValueError('"emb" is no list of numbers; give the embedding or remove the key')
+    if not np.isfinite(embedding).all():
+        raise ValueError('"emb" holds a number that is NaN or infinite; write the file again')
+    return embedding
 
 
 def _parse_area(area: object) -> float | None:

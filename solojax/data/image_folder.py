@@ -136,7 +136,7 @@ def list_folder(folder: str | Path) -> ImageList:
     labelled = [
         (f"{name}/{inner}", label)
         for label, name in enumerate(classes)
-        for inner in sorted(_walk(root / name), key=Path)
+        for inner in sorted(walk_images(root / name), key=Path)
     ]
     names = flat or [name for name, _ in labelled]
     if not names:
@@ -175,7 +175,7 @@ def list_records(root: str | Path, split: str) -> ImageList:
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk_images(folder: Path) -> Iterator[str]:
     """Names of the image files in a folder and the folders in it, below the folder."""
     for path, _, files in os.walk(folder, followlinks=False):
         below = os.path.relpath(path, folder)

@@ -34,6 +34,9 @@ class Annotation:
       segmentation: polygons as float64 vectors, or compressed run lengths.
       iscrowd: a region of many objects, which training leaves out.
       area: in pixels as the json says, or None where it says nothing.
+      supervise_mask: whether the mask branch learns from this object; the category branch does in
+        either case.
+      embedding: (E,) float32, what a label file says that the object looks like, or None.
     """
 
     id: int
@@ -42,6 +45,8 @@ class Annotation:
     segmentation: Polygons | RunLengths
     iscrowd: bool
     area: float | None = None
+    supervise_mask: bool = True
+    embedding: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +167,11 @@ def _update_object(digest, annotation: Annotation) -> None:
         annotation.area,
         isinstance(polygons, tuple),
         [len(part) for part in parts],
+        # Only where it differs: data without the flag keep the fingerprint that runs have recorded.
+        *(() if annotation.supervise_mask else ("no mask",)),
     )
     digest.update(repr(header).encode())
+    if annotation.embedding is not None:
+        digest.update(annotation.embedding.astype("<f4").tobytes())
     for part in parts:
         digest.update(part if isinstance(part, bytes) else part.astype("<f8").tobytes())

@@ -33,6 +33,7 @@ _INSTANCE_FIELDS = {
     "centers": "centers",
     "masks": "masks",
     "valid": "instance_valid",
+    "mask_valid": "mask_valid",
 }
 _BATCH_FIELDS = (
     "image", "image_size", "original_size", "valid", "image_index", "seed", "dropped_instances",
@@ -294,6 +295,7 @@ def stack_examples(examples: Sequence[Example]) -> Batch:
         instances=Instances(
             **{name: stack_field(examples, key) for name, key in _INSTANCE_FIELDS.items()},
             coarse_masks=tuple(stack_field(examples, f"masks/{factor}") for factor in factors),
+            embeddings=stack_field(examples, "embeddings") if "embeddings" in examples[0] else None,
         ),
     )
 

@@ -20,6 +20,7 @@ class TrainRows:
       min_mask_area: see `make_example`.
       coarse_factors: likewise.
       pad_before_shrinking: likewise.
+      embedding_size: likewise.
     """
 
     dataset: InstanceDataset
@@ -28,6 +29,7 @@ class TrainRows:
     min_mask_area: int = 1
     coarse_factors: tuple[int, ...] = ()
     pad_before_shrinking: bool = False
+    embedding_size: int | None = None
 
     def __call__(
         self, image_index: int, short_side: int, flip: bool, canvas: tuple[int, int], seed: int
@@ -47,11 +49,12 @@ class TrainRows:
             image_index=image_index,
             coarse_factors=self.coarse_factors,
             pad_before_shrinking=self.pad_before_shrinking,
+            embedding_size=self.embedding_size,
         )
 
     def empty(self, canvas: tuple[int, int]) -> Example:
         """The row that stands for an unreadable image."""
-        return empty_example(canvas, self.max_instances, self.coarse_factors)
+        return empty_example(canvas, self.max_instances, self.coarse_factors, self.embedding_size)
 
 
 @dataclasses.dataclass(frozen=True)

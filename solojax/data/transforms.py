@@ -30,7 +30,10 @@ def resized_shape(height: int, width: int, short_side: int, long_side: int) -> t
 
 
 def empty_example(
-    canvas: tuple[int, int], max_instances: int, coarse_factors: tuple[int, ...] = ()
+    canvas: tuple[int, int],
+    max_instances: int,
+    coarse_factors: tuple[int, ...] = (),
+    embedding_size: int | None = None,
 ) -> Example:
     """A row of zeros that nothing counts (valid False): for padding and for broken images.
 
@@ -38,13 +41,14 @@ def empty_example(
       canvas: (H, W), multiples of 32.
       max_instances: N.
       coarse_factors: 8, 16, ...: further scales at which there are masks.
+      embedding_size: E, or None for no embeddings.
 
     Returns:
       image (H, W, 3) uint8; image_size and original_size (2,) int32; valid bool; image_index int32;
       seed uint32; dropped_instances int32; boxes (N, 4) float32; labels (N,) int32; centers (N, 2)
-      float32; masks (N, H/4, W/32) uint8; instance_valid (N,) bool; for each factor f masks/f
-      (N, H/f, ceil(W/f/8)) uint8. The meaning of each is that of the field of the same name in
-      `structures.Batch` and `structures.Instances`.
+      float32; masks (N, H/4, W/32) uint8; instance_valid and mask_valid (N,) bool; for each factor
+      f masks/f (N, H/f, ceil(W/f/8)) uint8; embeddings (N, E) float32, if any. Each means what the
+      field of the same name in `structures.Batch` and `structures.Instances` does.
     """
     height, width = canvas
     if min(canvas) <= 0 or height % _CANVAS_STEP or width % _CANVAS_STEP:
@@ -52,7 +56,7 @@ def empty_example(
             f"canvas {height}x{width} (height x width): both sides have to be positive multiples "
             f"of {_CANVAS_STEP}; round them up"
         )
-    return {
+    example = {
         "image": np.zeros((height, width, 3), np.uint8),
         "image_size": np.zeros(2, np.int32),
         "original_size": np.zeros(2, np.int32),
@@ -65,12 +69,16 @@ def empty_example(
         "centers": np.zeros((max_instances, 2), np.float32),
         "masks": np.zeros((max_instances, height // 4, width // 32), np.uint8),
         "instance_valid": np.zeros(max_instances, np.bool_),
+        "mask_valid": np.zeros(max_instances, np.bool_),
     } | {
         f"masks/{factor}": np.zeros(
             (max_instances, height // factor, -(-width // (8 * factor))), np.uint8
         )
         for factor in coarse_factors
     }
+    if embedding_size is not None:
+        example["embeddings"] = np.zeros((max_instances, embedding_size), np.float32)
+    return example
 
 
 def make_image_example(
@@ -118,6 +126,7 @@ def make_example(
     image_index: int,
     coarse_factors: tuple[int, ...] = (),
     pad_before_shrinking: bool = False,
+    embedding_size: int | None = None,
 ) -> Example:
     """A training example: the image and its objects under one resize and one flip.
 
@@ -143,6 +152,8 @@ def make_example(
       pad_before_shrinking: masks are shrunk after padding to a multiple of 32, as the published
         SOLO code does; AdelaiDet's SOLOv2 shrinks the mask of the image alone, whose sides the
         factor may not divide.
+      embedding_size: E of the record's embeddings, which all its objects then have; None leaves
+        embeddings out.
 
     Returns:
       A valid row of the form of `empty_example`.
@@ -151,7 +162,7 @@ def make_example(
       InputError: the image has not the recorded size, or the canvas does not suit.
     """
     check_image_size(image, record.height, record.width, record.file_name)
-    example = empty_example(canvas, max_instances, coarse_factors)
+    example = empty_example(canvas, max_instances, coarse_factors, embedding_size)
     height, width = _place_image(example, image, short_side, long_side, flip)
     example["image_index"] = np.int32(image_index)
     example["seed"] = np.uint32(seed)
@@ -172,7 +183,7 @@ def make_example(
         if count == max_instances:
             dropped += 1
             continue
-        _write_instance(example, count, box, annotation.label, mask)
+        _write_instance(example, count, box, annotation, mask)
         _write_masks(example, count, mask, sheet, coarse_factors)
         count += 1
     example["dropped_instances"] = np.int32(dropped)
@@ -239,12 +250,19 @@ def _transform_box(
 
 
 def _write_instance(
-    example: Example, index: int, box_xyxy: tuple[float, ...], label: int, mask: MaskWindow
+    example: Example,
+    index: int,
+    box_xyxy: tuple[float, ...],
+    annotation: Annotation,
+    mask: MaskWindow,
 ) -> None:
     example["boxes"][index] = box_xyxy
-    example["labels"][index] = label
+    example["labels"][index] = annotation.label
     example["centers"][index] = center_of_mass(mask.mask, mask.top, mask.left)
     example["instance_valid"][index] = True
+    example["mask_valid"][index] = annotation.supervise_mask
+    if "embeddings" in example:
+        example["embeddings"][index] = annotation.embedding
 
 
 def _write_masks(

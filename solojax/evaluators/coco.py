@@ -15,6 +15,7 @@ import pycocotools.cocoeval
 from pycocotools import mask as coco_mask
 
 from solojax.errors import InputError
+from solojax.evaluators.corloc import corloc
 from solojax.evaluators.entries import is_whole
 from solojax.evaluators.ground_truth import load_ground_truth
 from solojax.evaluators.results import KINDS, check_results
@@ -71,10 +72,11 @@ class CocoEvaluator:
           source: what messages call the results: their file.
 
         Returns:
-          {"mask": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"}, "box":
-          likewise, "per_class": {name: {"mask/AP", "box/AP"}}}, fractions, -1 where there is no
-          object to find. "per_class" is empty where categories are ignored; a name that several
-          categories share is followed by the category's id.
+          {"mask": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs",
+          "ARm", "ARl"}, "box": likewise, "per_class": {name: {"mask/AP", "box/AP"}}}, fractions, -1
+          where there is no object to find. ARs, ARm and ARl are AR100 of small, medium and large
+          objects. "per_class" is empty where categories are ignored; then the boxes have "CorLoc"
+          too, see `corloc`. A name that several categories share is followed by the category's id.
 
         Raises:
           InputError: a result that does not fit the annotations, with its position.
@@ -99,6 +101,8 @@ class CocoEvaluator:
                 self._dataset(self._annotations), self._dataset(detections), _IOU_TYPES[kind]
             )
             figures[kind] = _summarize(precision, recall)
+            if kind == "box" and self._class_agnostic:
+                figures[kind]["CorLoc"] = corloc(self._annotations, detections)
             for k, name in enumerate(per_class):
                 per_class[name][f"{kind}/AP"] = _mean(precision[:, :, k, 0, -1])
         return {**figures, "per_class": per_class}
@@ -210,6 +214,9 @@ def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
         "AR1": _mean(recall[:, :, 0, 0]),
         "AR10": _mean(recall[:, :, 0, 1]),
         "AR100": _mean(recall[:, :, 0, 2]),
+        "ARs": _mean(recall[:, :, 1, 2]),
+        "ARm": _mean(recall[:, :, 2, 2]),
+        "ARl": _mean(recall[:, :, 3, 2]),
     }
 
 

@@ -20,13 +20,17 @@ from solojax.evaluators.run_lengths import pixel_totals
 KINDS = ("mask", "box")
 
 
-def load_results(path: str | Path) -> list[dict]:
+def load_results(path: str | Path, document: object = None) -> list[dict]:
     """Reads a COCO results file: a json list with one object per detection.
+
+    Args:
+      path: of the file.
+      document: its contents, where they were read before.
 
     Raises:
       InputError: the file cannot be read, is no json, or holds something else than a list.
     """
-    results = read_json(path, "results")
+    results = read_json(path, "results") if document is None else document
     if not isinstance(results, list):
         raise InputError(
             f"{path}: not a list of results but a json {type(results).__name__}; give a list of "

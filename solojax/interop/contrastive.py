@@ -64,7 +64,7 @@ def _densecl_encoder(prefix: str) -> tuple[Row, ...]:
 MOCO = Layout(
     name="moco",
     title="MoCo",
-    rows=(*_moco_encoder("encoder_q."), *_key_encoder(_moco_encoder("encoder_k.")), *_QUEUES),
+    rows=(*_moco_encoder("encoder_q."), *_key_encoder(_moco_encoder("encoder_k.")), _QUEUES[0]),
     ignored=(COUNTERS,),
     marks=("encoder_q.conv1.weight", "encoder_q.layer1.0.conv1.weight"),
     prefix="module.",

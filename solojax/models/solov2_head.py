@@ -12,7 +12,7 @@ from solojax.errors import InputError
 from solojax.models.layers import Conv
 from solojax.models.towers import (
     NORMAL,
-    category_logits,
+    category_outputs,
     flatten_cells,
     make_category_pred,
     make_tower,
@@ -27,6 +27,9 @@ SEMANTICS = ("release", "thesis")
 
 class SOLOv2Head(nn.Module):
     """Category and kernel branches, shared by all levels (thesis 4.2.1).
+
+    With `embedding_width` a further 3x3 convolution beside the one to category logits predicts what
+    a cell's object looks like (thesis 6.2.3, Semantic representation learning).
 
     Attributes:
       num_classes: K.
@@ -43,6 +46,7 @@ class SOLOv2Head(nn.Module):
       align_at: likewise.
       remat: of the towers, see `rematerialised`.
       dtype: compute type of the towers; logits and kernels come out in float32.
+      embedding_width: numbers per predicted embedding; None predicts none.
     """
 
     num_classes: int
@@ -58,6 +62,7 @@ class SOLOv2Head(nn.Module):
     align_at: int = 0
     remat: str = "none"
     dtype: Any = None
+    embedding_width: int | None = None
 
     def setup(self):
         """Builds the towers once; every level runs through the same ones."""
@@ -75,6 +80,8 @@ class SOLOv2Head(nn.Module):
         self.kernel_tower = make_tower(self.num_convs, self.channels, **tower)
         self.category_pred = make_category_pred(self.num_classes, dtype=self.dtype)
         self.kernel_pred = Conv(self.kernel_channels, kernel_init=NORMAL, dtype=self.dtype)
+        if self.embedding_width is not None:
+            self.embedding_pred = Conv(self.embedding_width, kernel_init=NORMAL, dtype=self.dtype)
 
     def __call__(self, levels: Sequence[Array], mask_features: Sequence[Array]) -> SegmenterOutputs:
         """Predicts for every cell.
@@ -89,19 +96,19 @@ class SOLOv2Head(nn.Module):
         ]
         if len(mask_features) == 1:
             kernels = [jnp.concatenate(kernels, axis=1)]
+        preds = [self.category_pred]
+        if self.embedding_width is not None:
+            preds.append(self.embedding_pred)
+        logits, *embeddings = category_outputs(
+            levels, self.num_grids, self.category_tower, preds, self.align, self.align_at
+        )
         return SegmenterOutputs(
-            category_logits=category_logits(
-                levels,
-                self.num_grids,
-                self.category_tower,
-                self.category_pred,
-                self.align,
-                self.align_at,
-            ),
+            category_logits=logits,
             masks=tuple(
                 DynamicMasks(kernels=cells, features=features)
                 for cells, features in zip(kernels, mask_features, strict=True)
             ),
+            embeddings=embeddings[0] if embeddings else None,
         )
 
     def _kernels(self, features: Array, side: int) -> Array:

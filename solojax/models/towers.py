@@ -73,33 +73,54 @@ def category_logits(
     align: Callable,
     at: int,
 ) -> Array:
-    """The category branch, the same on every level (thesis 3.2.2).
+    """The category branch, the same on every level (thesis 3.2.2): `category_outputs` of one pred.
+
+    Args: see `category_outputs`.
+
+    Returns:
+      (B, G, K), cells in row-major order per level, float32 (float64 for float64 features).
+    """
+    (logits,) = category_outputs(levels, num_grids, tower, [pred], align, at)
+    return logits
+
+
+def category_outputs(
+    levels: Sequence[Array],
+    num_grids: Sequence[int],
+    tower: Sequence[Callable],
+    preds: Sequence[Callable],
+    align: Callable,
+    at: int,
+) -> list[Array]:
+    """All that the category branch predicts, the same on every level (thesis 3.2.2 and 6.2.3).
 
     Args:
       levels: L feature maps (B, h_l, w_l, C).
       num_grids: S of every level.
       tower: its blocks.
-      pred: the last convolution.
+      preds: the last convolutions, side by side.
       align: (features, S) to features on the grid, (B, S, S, C).
       at: blocks that run before the features are aligned.
 
     Returns:
-      (B, G, K), cells in row-major order per level, float32 (float64 for float64 features).
+      (B, G, channels) of every pred, cells in row-major order per level, float32 (float64 for
+      float64 features).
     """
     if not 0 <= at < len(tower):
         raise InputError(
             f"the category branch has {len(tower)} blocks and cannot be aligned to the grid after "
             f"{at}; choose 0 to {len(tower) - 1}"
         )
-    logits = []
+    outputs: list[list[Array]] = [[] for _ in preds]
     for features, side in zip(levels, num_grids, strict=True):
         for block in tower[:at]:
             features = block(features)
         features = align(features, side)
         for block in tower[at:]:
             features = block(features)
-        logits.append(flatten_cells(pred(features)))
-    return jnp.concatenate(logits, axis=1)
+        for cells, pred in zip(outputs, preds, strict=True):
+            cells.append(flatten_cells(pred(features)))
+    return [jnp.concatenate(cells, axis=1) for cells in outputs]
 
 
 def flatten_cells(x: Array) -> Array:

@@ -43,7 +43,8 @@ def augment_views(
 
     All of a view's draws come from its row's seed and its place in the row alone, so that the
     result depends neither on the batch nor on the number of devices. It is computed in float32
-    without 8-bit rounding in between, which torchvision has on Pillow images.
+    (float64 for that type) without 8-bit rounding in between, which torchvision has on Pillow
+    images.
 
     Args:
       views: (B, 2, H, W, 3) uint8 RGB.
@@ -69,13 +70,14 @@ def augment_views(
     strengths = (brightness, contrast, saturation, hue)
     probabilities = (jitter_probability, grayscale_probability, blur_probability)
     _check(strengths, probabilities, blur_sigma)
+    exact = jnp.promote_types(dtype, jnp.float32)
     draw = functools.partial(
-        _draw, strengths=strengths, probabilities=probabilities, blur_sigma=blur_sigma
+        _draw, strengths=strengths, probabilities=probabilities, blur_sigma=blur_sigma, dtype=exact
     )
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(seeds, jnp.arange(views.shape[1]))
     draws = {name: _merge_views(value) for name, value in draws.items()}
 
-    rgb = _merge_views(jnp.moveaxis(views, -1, -3)).astype(jnp.float32) / 255  # (2 B, 3, H, W)
+    rgb = _merge_views(jnp.moveaxis(views, -1, -3)).astype(exact) / 255  # (2 B, 3, H, W)
     jittered = jitter_colors(rgb, draws["factors"], draws["order"])
     rgb = jnp.where(draws["is_jittered"][:, None, None, None], jittered, rgb)
     rgb = jnp.where(draws["is_gray"][:, None, None, None], to_grayscale(rgb), rgb)
@@ -85,12 +87,14 @@ def augment_views(
     return normalize_pixels(255 * images, pixel_mean, pixel_std, dtype)
 
 
-def _draw(seed: Array, view: Array, *, strengths, probabilities, blur_sigma) -> dict[str, Array]:
+def _draw(
+    seed: Array, view: Array, *, strengths, probabilities, blur_sigma, dtype=jnp.float32
+) -> dict[str, Array]:
     """What happens to one view.
 
     Returns:
-      factors (4,) float32 and order (4,) int32 of `jitter_colors`; is_jittered and is_gray ()
-      bool; sigma () float32, 0 where the view is not blurred.
+      factors (4,) and order (4,) int32 of `jitter_colors`; is_jittered and is_gray () bool; sigma
+      (), 0 where the view is not blurred. The same draws, in float32, for every dtype.
     """
     # The generator by name: a run must not change with JAX's default.
     key = jax.random.key(_STREAM, impl="threefry2x32")
@@ -99,12 +103,13 @@ def _draw(seed: Array, view: Array, *, strengths, probabilities, blur_sigma) -> 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(_NUM_DRAWS))
     draws = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)  # from [0, 1)
 
-    low = jnp.float32([max(0.0, 1 - s) for s in strengths[:3]] + [-strengths[3]])
-    high = jnp.float32([1 + s for s in strengths[:3]] + [strengths[3]])
+    low = jnp.asarray([max(0.0, 1 - s) for s in strengths[:3]] + [-strengths[3]], dtype)
+    high = jnp.asarray([1 + s for s in strengths[:3]] + [strengths[3]], dtype)
     jitter, grayscale, blur = probabilities
-    sigma = blur_sigma[0] + draws[_SIGMA] * (blur_sigma[1] - blur_sigma[0])
+    exact = draws.astype(dtype)
+    sigma = blur_sigma[0] + exact[_SIGMA] * (blur_sigma[1] - blur_sigma[0])
     return {
-        "factors": low + draws[_FACTORS : _FACTORS + 4] * (high - low),
+        "factors": low + exact[_FACTORS : _FACTORS + 4] * (high - low),
         "order": jnp.argsort(draws[_ORDER : _ORDER + 4]),
         "is_jittered": draws[_JITTER] < jitter,
         "is_gray": draws[_GRAYSCALE] < grayscale,

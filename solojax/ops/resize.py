@@ -16,16 +16,20 @@ import numpy as np
 from solojax.structures import Array
 
 
-def bilinear_weights(out_size: int, in_size: int, dtype=np.float32) -> np.ndarray:
+def bilinear_weights(
+    out_size: int, in_size: int, dtype=np.float32, step: float | None = None
+) -> np.ndarray:
     """The (out_size, in_size) matrix that resizes one axis.
 
     Args:
       out_size: length after.
       in_size: length before.
       dtype: the arithmetic of the positions; they are rounded as the published systems do.
+      step: inputs from one output to the next, where the outputs do not cover all of the input or
+        reach beyond it; None for in_size / out_size.
     """
     dtype = np.dtype(dtype).type
-    scale = dtype(in_size / out_size)
+    scale = dtype(in_size / out_size if step is None else step)
     # One rounding for product and difference: the published systems fuse multiply and add.
     position = (np.float64(scale) * (np.arange(out_size) + 0.5) - 0.5).astype(dtype)
     position = np.maximum(position, dtype(0))

@@ -20,6 +20,7 @@ from solojax.errors import InputError
 from solojax.ops.boxes import boxes_from_masks
 from solojax.ops.mask_decoding import (
     count_cells,
+    gather_cells,
     groups_with_offsets,
     map_size,
     mask_probabilities,
@@ -33,6 +34,7 @@ from solojax.ops.masks import (
     unpack_masks,
 )
 from solojax.ops.nms import fast_nms, hard_nms, matrix_nms, points_nms, soft_nms
+from solojax.ops.vectors import l2_normalize
 from solojax.structures import Array, Detections, GridSpec, Masks, SegmenterOutputs
 
 CHUNK = 64
@@ -114,7 +116,8 @@ def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSetting
     scores = jnp.where(scores >= settings.update_threshold, scores, 0.0)
     scores, order = jax.lax.top_k(scores, settings.max_detections)
     valid = scores > 0
-    probabilities = _detected_masks(outputs.masks, _pick(cells, order), valid)
+    cells = _pick(cells, order)
+    probabilities = _detected_masks(outputs.masks, cells, valid)
     return Detections(
         scores=scores,
         labels=jnp.where(valid, _pick(labels, order), 0),
@@ -122,6 +125,7 @@ def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSetting
         masks=probabilities,
         valid=valid,
         overflow=overflow,
+        embeddings=_detected_embeddings(outputs.embeddings, cells, valid),
     )
 
 
@@ -189,6 +193,17 @@ def _detected_masks(masks: tuple[Masks, ...], cells: Array, valid: Array) -> Arr
         lambda x: (x.astype(jnp.float32),), masks, cells, valid, buffers
     )
     return probabilities
+
+
+def _detected_embeddings(embeddings: Array | None, cells: Array, valid: Array) -> Array | None:
+    """Embeddings (B, M, E) of cells, of length 1, 0 where not valid.
+
+    The published code mixes cells and channels here.
+    """
+    if embeddings is None:
+        return None
+    unit = l2_normalize(gather_cells(embeddings, cells)).astype(jnp.float32)
+    return jnp.where(valid[..., None], unit, 0.0)
 
 
 def _over_groups(

@@ -71,6 +71,7 @@ def to_coco_results(
     category_ids: Sequence[int],
     mask_threshold: float = 0.5,
     drop_empty: bool = False,
+    embeddings: np.ndarray | None = None,
 ) -> list[dict]:
     """COCO results of one image, in the order given, holding one full-size mask at a time.
 
@@ -89,10 +90,12 @@ def to_coco_results(
       category_ids: contiguous class index -> category id of the annotation file.
       mask_threshold: probability above which a pixel is foreground.
       drop_empty: leave out the masks without a pixel.
+      embeddings: (M, E) floats, what each looks like (thesis 6.2.3); None where nothing says so.
 
     Returns:
       Dicts with image_id, category_id, score (Python float), bbox ([x, y, width, height] in pixels
-      of the original image, tight around the final mask) and segmentation (compressed RLE).
+      of the original image, tight around the final mask), segmentation (compressed RLE) and, where
+      there are embeddings, emb (E Python floats).
 
     Raises:
       InputError: the sizes do not fit together, or a label is no index of `category_ids`.
@@ -100,7 +103,7 @@ def to_coco_results(
     resizer = _MaskResizer(masks.shape[1:], image_size, original_size, mask_threshold)
     height, width = resizer.original_size
     results = []
-    for score, label, mask in zip(scores, labels, masks, strict=True):
+    for index, (score, label, mask) in enumerate(zip(scores, labels, masks, strict=True)):
         transposed = np.zeros((width, height), np.uint8)
         resizer.resize_into(mask, transposed)
         rle = encode_rle(transposed.T)
@@ -116,6 +119,9 @@ def to_coco_results(
                 "segmentation": rle,
             }
         )
+        if embeddings is not None:
+            # The nine digits that bring every float32 back.
+            results[-1]["emb"] = [float(f"{value:.9g}") for value in embeddings[index].tolist()]
     return results
 
 
@@ -149,7 +155,7 @@ def detections_to_coco_results(
         np.asarray(a)
         for a in (detections.scores, detections.labels, detections.masks, detections.valid)
     )
-    results = []
+    embeddings, results = detections.embeddings, []
     for b in np.flatnonzero(np.asarray(image_valid)):
         keep = np.flatnonzero(valid[b])
         results += to_coco_results(
@@ -162,6 +168,7 @@ def detections_to_coco_results(
             category_ids=category_ids,
             mask_threshold=mask_threshold,
             drop_empty=drop_empty,
+            embeddings=None if embeddings is None else np.asarray(embeddings[b])[keep],
         )
     return results
 

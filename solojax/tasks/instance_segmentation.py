@@ -96,11 +96,13 @@ class InstanceSegmentation:
     def row_weights(self, batch: Batch) -> dict[str, Array]:
         """What the rows' loss sums are multiplied by: {"mask": (B,), "category": (B,)}.
 
-        The mask loss is a mean over positive pairs, the category loss a sum over cells divided by
-        the number of positive cells + 1, both over groups of `loss_group_images` images.
+        The mask loss is a mean over positive pairs of objects whose masks supervise, the category
+        loss a sum over cells divided by the number of positive cells + 1, both over groups of
+        `loss_group_images` images.
         """
         targets = self.targets(batch)
-        pairs = jnp.sum(targets.valid, axis=1, dtype=jnp.float32)
+        supervised = targets.valid & has_mask(batch.instances, targets.instances)
+        pairs = jnp.sum(supervised, axis=1, dtype=jnp.float32)
         cells = jnp.sum(targets.owner >= 0, axis=1, dtype=jnp.float32)
         size = self.loss_group_images or pairs.shape[0]
         if pairs.shape[0] % size:
@@ -109,8 +111,8 @@ class InstanceSegmentation:
                 "choose a divisor of train.batch_size"
             )
         return {
-            "mask": _group_reciprocal(pairs, size, 0.0),
-            "category": _group_reciprocal(cells, size, 1.0),
+            "mask": group_reciprocal(pairs, size, 0.0),
+            "category": group_reciprocal(cells, size, 1.0),
         }
 
     def loss_fn(
@@ -131,21 +133,52 @@ class InstanceSegmentation:
         del rng
         targets = self.targets(batch)
         outputs, batch_stats = self._forward_train(params, state.batch_stats, batch)
-        mask_rows = self._mask_loss(outputs, targets, batch)
-        category_rows = self._category_loss(outputs, targets, batch)
-        mask = self.mask_weight * jnp.sum(mask_rows * weights["mask"])
-        category = self.category_weight * jnp.sum(category_rows * weights["category"])
-        loss = mask + category
+        terms = self.loss_terms(outputs, targets, batch, weights, state)
+        loss = sum(terms.values())
         metrics = {
             "loss": loss,
-            "loss/mask": mask,
-            "loss/category": category,
+            **terms,
             "targets/positive_pairs": jnp.sum(targets.valid, dtype=jnp.float32),
             "targets/overflow": jnp.sum(targets.overflow, dtype=jnp.float32),
             "data/dropped_instances": jnp.sum(batch.dropped_instances, dtype=jnp.float32),
             "data/broken_images": jnp.sum(~batch.valid, dtype=jnp.float32),
         }
         return loss, ({"batch_stats": batch_stats}, metrics)
+
+    def loss_terms(
+        self,
+        outputs: SegmenterOutputs,
+        targets: GridTargets,
+        batch: Batch,
+        weights: dict[str, Array],
+        state: Any,
+    ) -> dict[str, Array]:
+        """The losses, weighted and summed over the rows, by the names of their metrics.
+
+        Args:
+          outputs: of the network.
+          targets: of the batch.
+          batch: the rows.
+          weights: from `row_weights`.
+          state: what `loss_fn` was given.
+        """
+        del state
+        mask_rows = self._mask_loss(outputs, targets, batch)
+        return {
+            "loss/mask": self.mask_weight * jnp.sum(mask_rows * weights["mask"]),
+            "loss/category": self.category_term(outputs, targets, batch, weights),
+        }
+
+    def category_term(
+        self,
+        outputs: SegmenterOutputs,
+        targets: GridTargets,
+        batch: Batch,
+        weights: dict[str, Array],
+    ) -> Array:
+        """The focal loss, weighted and summed over the rows; see `loss_terms`."""
+        rows = self._category_loss(outputs, targets, batch)
+        return self.category_weight * jnp.sum(rows * weights["category"])
 
     def forward(self, variables: PyTree, batch: Batch) -> SegmenterOutputs:
         """The network's outputs at inference."""
@@ -198,7 +231,8 @@ class InstanceSegmentation:
         truth = packed_masks(batch.instances, batch.image.shape[1], map_size(masks)[0])
         packed = jnp.take_along_axis(truth, pairs.instances[:, :, None, None], axis=1)
         losses = self.mask_loss(masks, pairs.cells, unpack_masks(packed, map_size(masks)[1]))
-        return jnp.sum(jnp.where(pairs.valid, losses, 0.0), axis=1)
+        supervised = pairs.valid & has_mask(batch.instances, pairs.instances)
+        return jnp.sum(jnp.where(supervised, losses, 0.0), axis=1)
 
     def _category_loss(
         self, outputs: SegmenterOutputs, targets: GridTargets, batch: Batch
@@ -231,12 +265,23 @@ def packed_masks(instances: Instances, height: int, map_height: int) -> Array:
     )
 
 
-def _group_reciprocal(count: Array, size: int, offset: float) -> Array:
-    """1 / (groups * (offset + count in the row's group)) per row; 0 where a group counts nothing.
+def has_mask(instances: Instances, indices: Array) -> Array | bool:
+    """Whether the mask branch learns from the instances at `indices` (B, P): (B, P) bool."""
+    if instances.mask_valid is None:
+        return True
+    return jnp.take_along_axis(instances.mask_valid, indices, axis=1)
+
+
+def group_totals(count: Array, size: int) -> Array:
+    """Sums (B, ...) over groups of `size` rows, each row with the sum of its group: (B, ...)."""
+    groups = count.reshape(count.shape[0] // size, size, *count.shape[1:])
+    return jnp.repeat(jnp.sum(groups, axis=1), size, axis=0)
+
+
+def group_reciprocal(count: Array, size: int, offset: float) -> Array:
+    """1 / (groups * (offset + count in the row's group)), (B, ...); 0 where a group counts nothing.
 
     A group without objects has no mask loss (the published code fails there).
     """
-    groups = count.shape[0] // size
-    total = jnp.sum(count.reshape(groups, size), axis=1) + offset
-    weight = jnp.where(total > 0, 1.0 / jnp.maximum(total, 1.0), 0.0) / groups
-    return jnp.repeat(weight, size)
+    total = group_totals(count, size) + offset
+    return jnp.where(total > 0, 1.0 / jnp.maximum(total, 1.0), 0.0) / (count.shape[0] // size)

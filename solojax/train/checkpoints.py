@@ -126,7 +126,7 @@ class Checkpointer:
             self.wait()
 
     def restore(
-        self, template: Any, step: int | None = None
+        self, template: Any, step: int | None = None, *, renewable: str | None = None
     ) -> tuple[Any, dict[str, Any], int] | None:
         """Restores the newest whole checkpoint, or that of one step.
 
@@ -137,6 +137,9 @@ class Checkpointer:
           template: a state of the same structure, of arrays or `jax.ShapeDtypeStruct`s; restored
             arrays get its shardings. NumPy leaves and scalars come back as such.
           step: which one; None for the newest.
+          renewable: path of a branch, as "extra/queues", that the run can do without: where it is
+            absent or any of it is of another shape, which a warning says, all of the branch comes
+            back as the template has it.
 
         Returns:
           (state, metadata, step), or None where there is no checkpoint.
@@ -152,14 +155,14 @@ class Checkpointer:
                 raise InputError(
                     f"no checkpoint of step {step} in {self.directory}; there are {steps}"
                 )
-            restored, reason = self._try_restore(template, step)
+            restored, reason = self._try_restore(template, step, renewable)
             if restored is None:
                 raise InputError(
                     f"checkpoint {self._path(step)} is broken ({reason}); use another of {steps}"
                 )
             return restored
         for candidate in reversed(steps):
-            restored, reason = self._try_restore(template, candidate)
+            restored, reason = self._try_restore(template, candidate, renewable)
             if restored is not None:
                 if candidate != steps[-1]:
                     _logger.warning(
@@ -248,11 +251,13 @@ class Checkpointer:
         self._known_whole.add(step)
         return True
 
-    def _try_restore(self, template: Any, step: int) -> tuple[tuple | None, str]:
+    def _try_restore(
+        self, template: Any, step: int, renewable: str | None
+    ) -> tuple[tuple | None, str]:
         """(state, metadata, step) if every process could read it, and why not."""
         restored, reason = None, "another process could not read it"
         try:
-            restored = self._restore_step(template, step)
+            restored = self._restore_step(template, step, renewable)
         except form.BrokenCheckpoint as error:
             reason = str(error)
         if not _all_processes(restored is not None):
@@ -260,13 +265,21 @@ class Checkpointer:
         self._known_whole.add(step)
         return restored, ""
 
-    def _restore_step(self, template: Any, step: int) -> tuple[Any, dict[str, Any], int]:
+    def _restore_step(
+        self, template: Any, step: int, renewable: str | None
+    ) -> tuple[Any, dict[str, Any], int]:
         path = self._path(step)
         record = form.read_record(path)
         targets = form.named_leaves(template)
-        form.check_layout(path, record["leaves"], form.describe(targets))
-        leaves = form.read_leaves(path, record, targets)
-        placed = [form.place_like(leaves[name], target) for name, target in targets.items()]
+        saved, expected = record["leaves"], form.describe(targets)
+        if renewable is not None:
+            saved, expected = _without_renewed(path, saved, expected, renewable)
+        form.check_layout(path, saved, expected)
+        leaves = form.read_leaves(path, record, expected)
+        placed = [
+            form.place_like(leaves[name], target) if name in leaves else target
+            for name, target in targets.items()
+        ]
         state = jax.tree.unflatten(jax.tree.structure(template), placed)
         return state, record["metadata"], step
 
@@ -322,6 +335,24 @@ class Checkpointer:
             f"checkpoint {step} could not be saved in {self.directory}: {form.brief(error)}; "
             f"free space or mend the directory and run again from the earlier checkpoints"
         ) from error
+
+
+def _without_renewed(
+    path: epath.Path, saved: form.Layout, expected: form.Layout, branch: str
+) -> tuple[form.Layout, form.Layout]:
+    """Both layouts, without the branch where they differ in it."""
+    parts = [
+        {name: leaf for name, leaf in layout.items() if name.startswith(f"{branch}/")}
+        for layout in (saved, expected)
+    ]
+    found = form.differences(*parts)
+    if not found:
+        return saved, expected
+    _logger.warning("checkpoint %s: %s begins anew, for %s", path, branch, found[0])
+    return tuple(
+        {name: leaf for name, leaf in layout.items() if name not in part}
+        for layout, part in zip((saved, expected), parts, strict=True)
+    )
 
 
 def _all_processes(flag: bool) -> bool:

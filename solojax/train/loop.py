@@ -38,7 +38,7 @@ from solojax.train.guard import check_finite
 from solojax.train.metric_writer import MetricWriter
 from solojax.train.preemption import Preempted, preemption_notices
 from solojax.train.progress import TrainProgress
-from solojax.train.sharding import prefetch, state_sharding
+from solojax.train.sharding import prefetch
 from solojax.train.state import TrainState, inference_variables
 from solojax.train.step import jit_train_step
 
@@ -113,7 +113,7 @@ def train(
     step_function = jit_train_step(
         task,
         optimizer,
-        state_sharding(state, mesh, shard_optimizer),
+        jax.tree.map(lambda x: x.sharding, state),
         mesh,
         shard_optimizer=shard_optimizer,
         seed=seed,

@@ -45,6 +45,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         trainable, frozen = split_params(state.params, task.is_trainable)
+        prepare = getattr(task, "prepare", None)
+        batch = batch if prepare is None else prepare(batch)
         # Denominators come from the whole batch, before it is cut.
         weights = task.row_weights(batch)
 

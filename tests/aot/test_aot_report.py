@@ -37,8 +37,8 @@ def make_report(*steps: CompiledStep) -> Report:
         config="solov2.py:r50,3x",
         dtype="bfloat16",
         topology=SLICE,
-        num_classes=80,
-        classes_from="COCO's",
+        facts={"num_classes": 80},
+        facts_in_words="80 classes (COCO's)",
         steps=steps,
         versions={"jax": "1", "libtpu": "2"},
     )
@@ -55,6 +55,7 @@ def predict_step(*costs) -> CompiledStep:
 def test_the_report_as_json():
     report = json.loads(json.dumps(make_report(train_step(), predict_step()).to_dict()))
     assert report["topology"] == "v5e:4x4" and report["chip"] == "v5e" and report["chips"] == 16
+    assert report["num_classes"] == 80
     assert report["hbm_bytes_per_chip"] == 16 * GIB and report["fits"] is True
     train = report["train"]
     assert train["hbm_bytes_per_image"] == 52e9 and train["flops_per_image"] == 1.5e12

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 import pytest
+from helpers.small_densecl import use_small_backbone
 from helpers.tiny_run import NANO_CONFIG, use_nano_network
 from jax.sharding import PartitionSpec
 
@@ -12,13 +12,7 @@ from solojax.aot import compiling
 from solojax.aot.chips import parse_topology
 from solojax.aot.compiling import compile_step, compile_steps, default_batch, search
 from solojax.aot.cost import StepCost, TooLarge
-from solojax.aot.programs import (
-    abstract_train_batch,
-    largest_canvas,
-    lower_predict_step,
-    lower_train_step,
-    num_classes_of,
-)
+from solojax.aot.programs import lower_predict_step, lower_train_step
 from solojax.config import load_config
 from solojax.errors import InputError
 from solojax.train.sharding import make_mesh
@@ -37,17 +31,13 @@ def mesh():
     return make_mesh(jax.devices()[:2])
 
 
-def test_a_training_batch_has_the_shapes_that_the_loader_makes(config, mesh):
-    config = load_config("configs/solo.py")
-    batch = abstract_train_batch(config, mesh, 6, (800, 1344))
-    assert batch.image.shape == (6, 800, 1344, 3) and batch.image.dtype == np.uint8
-    assert batch.instances.masks.shape == (6, 100, 200, 42)
-    assert batch.instances.masks.dtype == np.uint8
-    coarse = [masks.shape for masks in batch.instances.coarse_masks]
-    assert coarse == [(6, 100, 100, 21), (6, 100, 50, 11)]
-    assert batch.valid.shape == (6,) and batch.instances.boxes.shape == (6, 100, 4)
-    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(batch)}
-    assert specs == {PartitionSpec("data")}
+def test_the_rows_of_a_training_batch_are_spread_over_the_devices(config, mesh):
+    lowered = lower_train_step(config, mesh, 2, CANVAS)
+    (_, batch), _ = lowered.args_info
+    compiled = lowered.compile()
+    (_, shardings), _ = compiled.input_shardings
+    assert {sharding.spec for sharding in jax.tree.leaves(shardings)} == {PartitionSpec("data")}
+    assert batch.image.shape == (4, *CANVAS, 3)
 
 
 def test_the_training_step_takes_and_gives_a_donated_state(config, mesh):
@@ -94,41 +84,12 @@ def test_the_predict_step_keeps_rows_where_they_are(config, mesh):
     assert specs == {PartitionSpec("data")}
 
 
-@pytest.mark.parametrize(
-    "path, step, changes, expected",
-    [
-        ("configs/solov2.py:r50,3x", "train", {}, (800, 1344)),
-        ("configs/solov2.py:r50,3x", "predict", {}, (800, 1344)),
-        ("configs/solov2.py:r50,3x", "train", {"data.group_by_orientation": False}, (1344, 1344)),
-        ("configs/solov2.py:mushrooms", "train", {}, (480, 480)),
-        ("configs/solov2.py:mushrooms", "predict", {}, (448, 448)),
-        (
-            "configs/solov2.py:r50,3x",
-            "train",
-            {"data.canvas": "buckets", "data.buckets": ((64, 96), (96, 128), (128, 64))},
-            (96, 128),
-        ),
-    ],
-)
-def test_the_largest_canvas_of_a_recipe(path, step, changes, expected):
-    config = load_config(path)
-    config.update_from_flattened_dict(changes)
-    assert largest_canvas(config, step) == expected
-
-
 def test_the_batch_of_a_chip_is_its_share():
     config = load_config("configs/solov2.py:r50,3x")
     assert [default_batch(config, "train", chips) for chips in (4, 16, 64)] == [4, 1, 1]
     assert default_batch(config, "predict", 16) == 1
     config.evaluation.batch_size = 64
     assert default_batch(config, "predict", 16) == 4
-
-
-def test_classes_are_cocos_unless_the_config_says():
-    config = load_config("configs/solov2.py:r50,3x")
-    assert num_classes_of(config) == 80
-    config.model.num_classes = 3
-    assert num_classes_of(config) == 3
 
 
 def make_cost(batch: int, peak: int) -> StepCost:
@@ -177,6 +138,29 @@ def test_another_failure_of_the_compiler_is_not_hidden():
         compile_step(lambda *_: Refusing("INTERNAL: a bug"), None, None, 4, CANVAS)
 
 
-def test_steps_that_are_not():
+def test_steps_that_are_not(config):
     with pytest.raises(InputError, match="no step 'serve'; give one or more of train, predict"):
-        compiling.check_steps(["train", "serve"])
+        compiling.check_steps(config, ["train", "serve"])
+    assert compiling.check_steps(config, None) == ("train", "predict")
+    assert compiling.check_steps(config, ["predict"]) == ["predict"]
+
+
+def test_a_contrastive_config_is_compiled_for_training(mesh, monkeypatch):
+    """Its state with keys and queues goes in and comes out; the canvas is that of the views."""
+    use_small_backbone(monkeypatch)
+    config = load_config("configs/densecl.py:tiny", ["--config.contrast.queue_length=64"])
+    config.model.backbone.norm_group_images = 4
+    assert compiling.check_steps(config, None) == ("train",)
+    with pytest.raises(InputError, match="densecl has no step 'predict'"):
+        compiling.check_steps(config, ["predict"])
+    lowered = lower_train_step(config, mesh, 4, (32, 64))
+    (state, batch), _ = lowered.in_avals
+    assert batch.views.shape == (8, 2, 32, 64, 3) and batch.seed.shape == (8,)
+    assert state.extra["queues"]["dense"]["vectors"].shape == (64, 128)
+    new_state, metrics = lowered.out_info
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert {"loss/global", "loss/dense"} <= metrics.keys()
+    with pytest.raises(InputError, match="queue_length"):
+        lower_train_step(config, mesh, 48, (32, 32))

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import pytest
+from helpers.small_densecl import use_small_backbone
 from helpers.tiny_run import NANO_CONFIG, call, refusal, use_nano_network
 
 from solojax.aot.devices import has_compiler
@@ -47,6 +48,26 @@ def test_a_report_on_the_devices_of_this_host(no_slice, tmp_path):
         assert report[step]["fits"] and report[step]["largest_batch"]["estimate"]
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
     assert "train" in outcome.out and str(path) in outcome.out
+
+
+def test_a_contrastive_config(no_slice, tmp_path, monkeypatch):
+    """Its training step alone; the search for a batch ends where the queue no longer fits."""
+    use_small_backbone(monkeypatch)
+    path = tmp_path / "report.json"
+    words = ("--config.contrast.queue_length=64", "--config.model.backbone.norm_group_images=4")
+    outcome = call(
+        "aot", "--config", "configs/densecl.py:tiny", *words, "--topology", "v5e:4x4",
+        "--canvas", "32x64", "--per-chip-batch", 16, "--find-batch", "--output", path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome
+    report = json.loads(path.read_text())
+    assert report["queue_length"] == 64 and "predict" not in report
+    train = report["train"]
+    assert train["canvas"] == [32, 64] and train["per_chip_batch"] == 16
+    assert [each["per_chip_batch"] for each in train["further_batches"]] == [32]
+    assert "an image is two views; 2 queue(s) of 64 embeddings" in outcome.out
+    refusal(call("aot", "--config", "configs/densecl.py", "--topology", "v5e:4x4", "--steps",
+                 "predict"), "densecl has no step 'predict'")  # fmt: skip
 
 
 def test_one_step_alone(no_slice):

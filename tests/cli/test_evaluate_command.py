@@ -19,7 +19,7 @@ from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.train.metric_writer import read_metrics
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from helpers import tiny_run
 from helpers.tiny_run import call, refusal, use_nano_network
 
 from solojax import load
-from solojax.benchmarking import time_training
 from solojax.config import load_config
 from solojax.grid_picture import level_masks
+from solojax.step_benchmark import time_training
 from solojax.train.checkpoints import load_variables
 
 TINY = "tests/helpers/tiny_config.py"

@@ -15,7 +15,7 @@ from solojax.config import from_json
 from solojax.train.checkpoints import load_variables
 from solojax.train.metric_writer import read_metrics
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @pytest.fixture(scope="module")

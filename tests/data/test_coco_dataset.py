@@ -91,6 +91,19 @@ def test_annotations(tmp_path):
     assert len(pair.segmentation) == 2 and pair.bbox_xywh is None
 
 
+def test_objects_may_keep_their_masks_to_themselves(tmp_path):
+    document = copy.deepcopy(DOCUMENT)
+    document["annotations"][0]["supervise_mask"] = 0
+    document["annotations"][2]["supervise_mask"] = 1
+    dataset, plain = load(tmp_path, document), load(tmp_path, DOCUMENT)
+    flags = [[a.supervise_mask for a in record.annotations] for record in dataset.images]
+    assert flags == [[False, True], [], [True, True]]
+    # The flag is part of what training sees, and 1 is what a file without it says.
+    assert dataset.fingerprint != plain.fingerprint
+    document["annotations"][0]["supervise_mask"] = 1
+    assert load(tmp_path, document).fingerprint == plain.fingerprint
+
+
 def test_what_training_needs(tmp_path):
     require_objects(load(tmp_path, DOCUMENT))
     crowds_only = {**DOCUMENT, "annotations": [DOCUMENT["annotations"][1]]}
@@ -183,6 +196,8 @@ BAD_FIELDS = [
     ("annotations", "category_id", 4, 'category_id 4 is not under "categories"'),
     ("annotations", "iscrowd", 2, "iscrowd 2"),
     ("annotations", "iscrowd", "no", "iscrowd 'no'"),
+    ("annotations", "supervise_mask", 2, "supervise_mask 2"),
+    ("annotations", "supervise_mask", None, "supervise_mask None"),
     ("annotations", "bbox", [1, 2, 3], "four numbers"),
     ("annotations", "bbox", [], "four numbers"),
     ("annotations", "bbox", 5, "four numbers"),

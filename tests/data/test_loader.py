@@ -37,6 +37,7 @@ def make_example(canvas, index, seed, tag):
         "centers": np.full((N, 2), index + 0.5, np.float32),
         "masks": np.full((N, height // 4, width // 32), index, np.uint8),
         "instance_valid": np.array([True, False]),
+        "mask_valid": np.array([False, True]),
     }
 
 
@@ -134,6 +135,7 @@ def test_batches_hold_what_the_plan_says():
         )
         np.testing.assert_array_equal(batch.instances.masks[:, 1, 0, 0], expected.image_indices)
         assert batch.instances.valid.tolist() == [[True, False]] * 4
+        assert batch.instances.mask_valid.tolist() == [[False, True]] * 4
         assert batch.original_size.tolist() == [[side + 1 for side in expected.canvas]] * 4
         assert batch.image_size.tolist() == [list(expected.canvas)] * 4
         assert batch.valid.all()

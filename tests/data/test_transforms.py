@@ -108,14 +108,24 @@ def test_rows_fit_the_batch():
         "seed": ((), np.uint32), "dropped_instances": ((), np.int32), "boxes": ((4, 4), np.float32),
         "labels": ((4,), np.int32), "centers": ((4, 2), np.float32),
         "masks": ((4, 16, 3), np.uint8), "instance_valid": ((4,), np.bool_),
+        "mask_valid": ((4,), np.bool_),
     }  # fmt: skip
     for row in rows:
         assert {k: (np.shape(v), np.asarray(v).dtype) for k, v in row.items()} == expected
     fields = {f.name for f in dataclasses.fields(Batch)} - {"instances"}
     fields |= {f.name for f in dataclasses.fields(Instances)} | {"instance_valid"}
-    fields -= {"coarse_masks"}
+    fields -= {"coarse_masks", "embeddings"}
     assert set(expected) == fields
     assert not any(np.any(value) for value in rows[0].values())
+
+
+def test_masks_that_do_not_supervise_are_told_and_kept():
+    one = annotate(box_mask(4, 20, 8, 30))
+    other = dataclasses.replace(one, supervise_mask=False)
+    example = example_of(record_of(one, other, one))
+    assert example["instance_valid"].tolist() == [True, True, True, False]
+    assert example["mask_valid"].tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(example["masks"][0], example["masks"][1])
 
 
 def test_an_example_by_hand():

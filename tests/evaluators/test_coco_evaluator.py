@@ -18,7 +18,7 @@ from solojax.evaluators.coco import CocoEvaluator
 
 BACKENDS = ("fast", "reference")
 ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools guards a division: a perfect score is 1 - 2e-16
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def rle(mask):
@@ -93,6 +93,9 @@ def test_ap_by_hand(backend):
         "AR1": 0.5,
         "AR10": (3 * 1 + 7 * 0.5) / 10,
         "AR100": (3 * 1 + 7 * 0.5) / 10,
+        "ARs": (3 * 1 + 7 * 0.5) / 10,
+        "ARm": -1,
+        "ARl": -1,
     }
     figures = CocoEvaluator(two_objects(), backend=backend).run(three_results())
     assert list(figures) == ["mask", "box", "per_class"]
@@ -248,6 +251,7 @@ def test_both_backends_equal_pycocotools(seed, class_agnostic):
     assert 0.1 < masks["AP"] < 0.9 and all(value > 0 for value in masks.values())
     for ours in figures:
         assert ours["mask"] == pytest.approx(masks, abs=1e-9)
+        assert (ours["box"].pop("CorLoc", None) is not None) == class_agnostic
         assert ours["box"] == pytest.approx(boxes, abs=1e-9)
     if not class_agnostic:
         for k, name in enumerate(("a", "b", "c", "d")):
@@ -261,8 +265,9 @@ def test_both_backends_equal_pycocotools(seed, class_agnostic):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_results_score_zero(backend, class_agnostic):
     evaluator = CocoEvaluator(two_objects(), backend=backend, class_agnostic=class_agnostic)
-    expected = {name: 0.0 for name in NAMES} | {"APm": -1.0, "APl": -1.0}
+    expected = {name: 0.0 for name in NAMES} | {f"{a}{s}": -1.0 for a in ("AP", "AR") for s in "ml"}
     figures = evaluator.run(iter(()))
+    assert figures["box"].pop("CorLoc", 0.0) == 0.0
     assert figures["mask"] == figures["box"] == expected
 
 

@@ -75,6 +75,7 @@ def _seeded_tensor(seed_name: str, spec: dict) -> np.ndarray:
         "running_mean": lambda: 0.1 * generator.standard_normal(shape),
         "running_var": lambda: 1.0 + 0.2 * generator.random(shape),
         "queue": lambda: _unit_columns(generator.standard_normal(shape)),
+        "zeros": lambda: np.zeros(shape),
     }[spec["kind"]]
     return (draw() * spec["extra_scale"] + spec["extra_shift"]).astype(np.float32)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.golden import load_arrays
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solojax.losses.contrastive import contrastive_loss
 
@@ -49,6 +50,34 @@ def test_loss_and_gradient_are_those_of_all_logits(at_once, temperature):
     np.testing.assert_allclose(loss, wanted, rtol=1e-12)
     np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-10, atol=1e-12)
     np.testing.assert_array_equal(correct, wanted_correct)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices")
+@pytest.mark.parametrize("at_once", [4, 12, 4096])  # of the 6 that a device has: 1, 3 and all
+def test_spread_negatives_give_the_same_loss_and_gradient(at_once):
+    """Queries and negatives on four devices; one query's positive beats all negatives."""
+    query, positive = unit(8, 5, 8), unit(8, 5, 8)
+    positive[0, 0] = query[0, 0]
+    rows = NamedSharding(Mesh(np.asarray(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
+
+    @jax.jit
+    def step(query, positive, negatives):
+        def total(query):
+            loss, correct = contrastive_loss(
+                query, positive, negatives, 0.2, negatives_at_once=at_once, sharding=rows
+            )
+            return jnp.sum(loss), (loss, correct)
+
+        return jax.grad(total, has_aux=True)(query)
+
+    with jax.enable_x64(True):
+        gradient, (loss, correct) = step(*jax.device_put((query, positive, NEGATIVES), rows))
+        assert gradient.sharding.is_equivalent_to(rows, 3)
+    wanted, wanted_gradient, wanted_correct = plain_loss(query, positive, NEGATIVES, 0.2)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-12)
+    np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(correct, wanted_correct)
+    assert wanted_correct.any() and not wanted_correct.all()
 
 
 def test_the_recorded_head():

@@ -100,3 +100,24 @@ def test_another_number_of_levels_than_grids_is_an_error():
 def test_unknown_semantics_are_an_error():
     with pytest.raises(InputError, match="'paper'.*release"):
         jax.eval_shape(make_head(semantics="paper").init, jax.random.key(0), LEVELS, FEATURES)
+
+
+def test_embeddings_stand_beside_the_category_logits():
+    """Another convolution of the same features: with the same weights it says the same."""
+    head = make_head(embedding_width=3)
+    variables = random_variables(head, LEVELS, FEATURES)
+    params = variables["params"]
+    assert params["embedding_pred"]["kernel"].shape == (3, 3, 32, 3)
+    apply = quick_jit(head.apply)
+    outputs = apply(variables, LEVELS, FEATURES)
+    assert outputs.embeddings.shape == (2, 49 + 16 + 9, 3)
+    assert np.abs(outputs.embeddings - outputs.category_logits).max() > 1e-2
+    same = apply({"params": params | {"embedding_pred": params["category_pred"]}}, LEVELS, FEATURES)
+    np.testing.assert_allclose(same.embeddings, outputs.category_logits, rtol=0, atol=1e-5)
+
+    plain = make_head()
+    without = quick_jit(plain.apply)(
+        {"params": {k: v for k, v in params.items() if k != "embedding_pred"}}, LEVELS, FEATURES
+    )
+    assert without.embeddings is None
+    np.testing.assert_allclose(without.category_logits, outputs.category_logits, rtol=0, atol=1e-5)

@@ -67,6 +67,17 @@ def test_nothing_but_normalisation():
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
+def test_in_float64_the_same_draws_are_followed_more_exactly():
+    rough = compiled()(VIEWS, SEEDS)
+    with jax.enable_x64(True):
+        exact = jax.jit(functools.partial(augment_views, **SETTINGS, dtype=jnp.float64))(
+            VIEWS, SEEDS
+        )
+    assert exact.dtype == jnp.float64
+    gap = np.abs(np.asarray(exact) - np.asarray(rough, np.float64))
+    assert 0 < gap.max() < 1e-4
+
+
 def test_the_chain_follows_its_draws():
     """Jitter, then grayscale, then blur, each where its draw says so; one view at a time."""
     result = images_in_01(compiled()(VIEWS, SEEDS))

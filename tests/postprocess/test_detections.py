@@ -261,3 +261,23 @@ def test_bfloat16_features_give_float32_detections():
 def test_settings_that_contradict_each_other_are_an_error(sizes):
     with pytest.raises(InputError, match="max_detections .* nms_pre .* max_candidates"):
         DetectionSettings(**sizes)
+
+
+def test_embeddings_are_those_of_the_cells_that_were_detected():
+    """Every cell's points in a direction of its own, which tells the cell of a detection."""
+    outputs = random_outputs(3)
+    angles = 2 * np.pi * np.arange(GRID.num_cells) / GRID.num_cells
+    lengths = np.random.default_rng(0).uniform(0.1, 9, (2, GRID.num_cells, 1))
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    embeddings = (lengths * directions).astype(np.float32)
+    found = jax.device_get(compiled()(outputs.replace(embeddings=embeddings)))
+    assert found.valid.sum(axis=1).min() > 5
+    for row, slot in np.argwhere(found.valid):
+        vector = found.embeddings[row, slot]
+        np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-5)
+        cell = int(np.argmax(directions @ vector))
+        np.testing.assert_allclose(
+            found.masks[row, slot], plain_mask(outputs, row, cell), rtol=0, atol=1e-5
+        )
+    np.testing.assert_array_equal(found.embeddings[~found.valid], 0)
+    assert compiled()(outputs).embeddings is None

@@ -258,6 +258,31 @@ def test_batch_skips_padding():
     assert results[0]["segmentation"] == encode_rle(expected)
 
 
+def test_embeddings_stand_beside_the_masks_they_belong_to():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    detections = Detections(
+        scores=np.full((2, 3), 0.9, np.float32),
+        labels=np.zeros((2, 3), np.int32),
+        boxes=np.zeros((2, 3, 4), np.float32),
+        masks=np.stack([three_masks()] * 2),
+        valid=np.array([[True, False, True], [False, True, False]]),
+        overflow=np.zeros(2, np.int32),
+        embeddings=embeddings,
+    )
+    sizes = np.array([[24, 32]] * 2)
+    results = detections_to_coco_results(
+        detections,
+        image_size=sizes,
+        original_size=sizes,
+        image_valid=np.ones(2, bool),
+        image_ids=[1, 2],
+        category_ids=(1,),
+    )
+    found = json.loads(json.dumps([result["emb"] for result in results]))
+    np.testing.assert_array_equal(np.float32(found), embeddings[[0, 0, 1], [0, 2, 1]])
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_the_threshold_decides_the_pixels(threshold):
     """At the canvas's own size of one image, beside a resize that is not cut short."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -649,3 +650,47 @@ def test_two_processes_share_a_directory(tmp_path):
 @pytest.fixture(autouse=True)
 def _warnings_are_caught(caplog):
     caplog.set_level(logging.WARNING)
+
+
+def shapes_of(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def with_queue(state, **queue):
+    return dataclasses.replace(state, extra={"key": jnp.ones(2), "queue": queue})
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        ({"vectors": jnp.ones((8, 2)), "position": jnp.int32(5)}, "float32[8,2] in it and float"),
+        ({"vectors": jnp.ones((4, 2))}, "extra/queue/position is not in it"),
+        ({}, "extra/queue/position is not in it"),
+        ({"other": jnp.ones(1), "vectors": jnp.ones((4, 2)), "position": jnp.int32(5)}, "only in"),
+    ],
+)
+def test_a_branch_that_may_begin_anew_does_so_as_a_whole(tmp_path, caplog, kept, reason):
+    saved = with_queue(make_state(3), **kept)
+    wanted = shapes_of(with_queue(saved, vectors=jnp.ones((4, 2)), position=jnp.int32(0)))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, saved, {})
+        restored, _, _ = checkpointer.restore(wanted, renewable="extra/queue")
+        with pytest.raises(InputError, match="another model"):
+            checkpointer.restore(wanted)
+        with pytest.raises(InputError, match="another model"):
+            checkpointer.restore(wanted, renewable="extra/key")
+    assert restored.extra["queue"] == wanted.extra["queue"]
+    assert_identical(restored.extra["key"], saved.extra["key"])
+    assert_identical(restored.params, saved.params)
+    (record,) = [each for each in caplog.records if "begins anew" in each.getMessage()]
+    line = record.getMessage()
+    assert "extra/queue begins anew" in line and reason in line and "\n" not in line
+
+
+def test_a_branch_that_fits_is_restored(tmp_path, caplog):
+    saved = with_queue(make_state(3), vectors=jnp.ones((4, 2)), position=jnp.int32(5))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, saved, {})
+        restored, _, _ = checkpointer.restore(shapes_of(saved), renewable="extra/queue")
+    assert_identical(restored, saved)
+    assert not any("begins anew" in record.getMessage() for record in caplog.records)

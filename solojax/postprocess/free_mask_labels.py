@@ -1,0 +1,154 @@
+"""From soft masks at the backbone's resolution to COCO annotations: NumPy on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from solojax.errors import InputError
+from solojax.ops.resize import bilinear_weights
+from solojax.postprocess.rescale import encode_rle
+
+STRIDE = 32  # pixels per cell of the backbone's last map
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeMaskFilters:
+    """Which masks are kept; None switches a filter off. The defaults are the published ones.
+
+    Attributes:
+      min_maskness: least score (thesis 6.3.1); the two others are the published code's.
+      min_center: a box's centre must lie lower than this fraction of the image's height.
+      max_width: a box must be narrower than this fraction of the image's width.
+    """
+
+    min_maskness: float | None = 0.7
+    min_center: float | None = 0.2
+    max_width: float | None = 0.95
+
+    def keeps(self, center: float, box_width: float, height: int, width: int) -> bool:
+        """Whether the two filters on boxes let a mask of an image of height and width pass.
+
+        Args:
+          center: the row of the box's centre, in pixel indices.
+          box_width: in pixels.
+          height: of the image.
+          width: likewise.
+        """
+        low_enough = self.min_center is None or center > self.min_center * height
+        return low_enough and (self.max_width is None or box_width < self.max_width * width)
+
+
+def center_and_width(mask: np.ndarray, semantics: str) -> tuple[float, float]:
+    """What the filters look at: the row of a box's centre, in pixel indices, and the box's width.
+
+    Args:
+      mask: (H, W) bool, not empty.
+      semantics: "thesis": of the tight box. "release": the mean of the occupied rows and the number
+        of occupied columns, as the published code measures, which differ where a mask has gaps.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if semantics == "release":
+        return float(rows.mean()), len(columns)
+    return float(rows[0] + rows[-1]) / 2, columns[-1] - columns[0] + 1
+
+
+def cells_of(image_size: np.ndarray) -> np.ndarray:
+    """Cells (..., 2) that an image of (..., 2) pixels fills, those filled in part included."""
+    return -(-image_size // STRIDE)
+
+
+def extent_of(image_size: Sequence[int], semantics: str) -> tuple[float, float]:
+    """How many cells (rows, columns) the image's height and width are.
+
+    Args:
+      image_size: (height, width) of the resized image.
+      semantics: "thesis": as many as they are, 31.25 for 1000 pixels. "release": whole ones, as the
+        published code has it, which thereby takes the padding for a part of the image and stretches
+        masks towards the lower right corner by up to 31 pixels of the resized image.
+
+    Raises:
+      InputError: on another word.
+    """
+    if semantics == "thesis":
+        return tuple(int(pixels) / STRIDE for pixels in image_size)
+    if semantics == "release":
+        return tuple(float(cells) for cells in cells_of(np.asarray(image_size)))
+    raise InputError(f"Free Mask semantics {semantics!r} is unknown; use 'thesis' or 'release'")
+
+
+def upsample_mask(
+    mask: np.ndarray, extent: Sequence[float], original_size: Sequence[int]
+) -> np.ndarray:
+    """A soft mask at the size of the image file, bilinear with half-pixel centres.
+
+    Args:
+      mask: (h, w) float32 of the image's own cells.
+      extent: see `extent_of`.
+      original_size: (height, width) of the file.
+
+    Returns:
+      (height, width) float32.
+    """
+    rows, columns = (
+        bilinear_weights(size, cells, step=reach / size)
+        for size, cells, reach in zip(original_size, mask.shape, extent, strict=True)
+    )
+    return rows @ np.asarray(mask, np.float32) @ columns.T
+
+
+def free_mask_annotations(
+    scores: np.ndarray,
+    masks: np.ndarray,
+    embeddings: np.ndarray,
+    *,
+    image_size: Sequence[int],
+    original_size: Sequence[int],
+    filters: FreeMaskFilters,
+    mask_threshold: float = 0.5,
+    semantics: str = "thesis",
+) -> list[dict]:
+    """The masks of one image that pass the filters, as COCO has them, in the order given.
+
+    Args:
+      scores: (M,) of `FreeMasks`, valid ones.
+      masks: (M, h, w) likewise; the canvas may be larger than the image.
+      embeddings: (M, E) likewise.
+      image_size: (height, width) of the resized image in pixels.
+      original_size: (height, width) of the file.
+      filters: which masks are kept.
+      mask_threshold: from which on a pixel is foreground.
+      semantics: "thesis" or "release", see `extent_of` and `center_and_width`.
+
+    Returns:
+      Dicts with segmentation (compressed RLE at the file's size), area, bbox (x, y, width, height:
+      the published code writes corners), score and the embedding as an array under "emb". A mask
+      that has no pixel of the file is left out.
+    """
+    height, width = (int(size) for size in original_size)
+    rows, columns = cells_of(np.asarray(image_size))
+    extent = extent_of(image_size, semantics)
+    annotations = []
+    for score, mask, embedding in zip(scores, masks, embeddings, strict=True):
+        if filters.min_maskness is not None and score < np.float32(filters.min_maskness):
+            continue
+        soft = upsample_mask(mask[:rows, :columns], extent, (height, width))
+        binary = soft >= mask_threshold
+        if not binary.any():
+            continue
+        if not filters.keeps(*center_and_width(binary, semantics), height, width):
+            continue
+        rle = encode_rle(binary)
+        annotations.append(
+            {
+                "segmentation": rle,
+                "area": float(coco_mask.area(rle)),
+                "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+                "score": float(score),
+                "emb": embedding,
+            }
+        )
+    return annotations

@@ -1,0 +1,55 @@
+"""A folder of small photos, and a backbone that reads their colours: masks in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import flax.linen as nn
+import numpy as np
+
+from solojax.config import base_config
+from solojax.frozen_backbone import FrozenBackbone
+from solojax.postprocess.free_masks import FreeMaskSettings
+
+SIZES = {"a/one.png": (96, 128), "b/one.png": (128, 96), "b/two.png": (90, 110)} | {
+    f"c/{n}.png": (96, 96) for n in range(4)
+}
+SETTINGS = FreeMaskSettings(embedding_size=8)
+
+
+class CellColors(nn.Module):
+    """The mean colour of every cell of 32 pixels, as seven numbers."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False, row_mask=None):
+        return (nn.Dense(7, name="colors")(nn.avg_pool(image, (32, 32), (32, 32))),)
+
+
+def color_backbone(seed: int = 0) -> FrozenBackbone:
+    """A `FrozenBackbone` of `CellColors`."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((3, 7)).astype(np.float32)
+    params = {"colors": {"kernel": kernel, "bias": np.full(7, 0.1, np.float32)}}
+    model = base_config().model
+    return FrozenBackbone(
+        title=f"colours {seed}",
+        network=CellColors(),
+        variables={"params": params, "batch_stats": {}},
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        config=base_config(),
+    )
+
+
+def write_photos(root: Path) -> Path:
+    """Writes seven images of `SIZES`, each with two blocks of colour low down; returns the root."""
+    for seed, (name, (height, width)) in enumerate(SIZES.items()):
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 40, (height, width, 3), dtype=np.uint8)
+        image[..., 1] += 150
+        image[height // 2 :, : width // 3] = (30, 40, 200)  # OpenCV's order: red
+        image[height // 3 :, width // 2 :] = (210, 60, 30)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / name), image)
+    return root

@@ -1,0 +1,57 @@
+"""Results in parts: what is kept when work is cut off, and whose parts they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from solojax.errors import InputError
+from solojax.part_files import PartFiles, PartWriter
+
+
+@pytest.fixture
+def parts(tmp_path):
+    return PartFiles(tmp_path / "deep" / "out.json", "abc")
+
+
+def test_what_was_written_is_read(parts):
+    assert parts.open() == 0 and parts.read() == {}
+    with PartWriter(parts, 0, process=0, items=2) as first:
+        for index in range(3):
+            first.add(index, [index] * index)
+        assert parts.read() == {0: [], 1: [1]}  # the third is not written yet
+        with PartWriter(parts, 0, process=1, seconds=0.0) as second:
+            second.add(7, None)
+            assert 7 in parts.read()
+    assert parts.read() == {0: [], 1: [1], 2: [2, 2], 7: None}
+    assert parts.open() == 1
+    with PartWriter(parts, 1, process=0) as third:
+        third.add(4, "x")
+    assert sorted(parts.read()) == [0, 1, 2, 4, 7]
+    parts.remove()
+    assert not parts.folder.exists()
+
+
+def test_an_error_loses_nothing(parts):
+    parts.open()
+    with pytest.raises(KeyError), PartWriter(parts, 0, process=0) as writer:
+        writer.add(1, "one")
+        raise KeyError
+    assert parts.read() == {1: "one"}
+
+
+def test_parts_of_other_work_are_refused(parts, tmp_path):
+    parts.open()
+    with pytest.raises(InputError, match=r"out.json.parts: a run with another checkpoint"):
+        PartFiles(tmp_path / "deep" / "out.json", "other").open()
+    assert parts.open() == 1
+
+
+def test_a_damaged_part_is_named(parts):
+    parts.open()
+    (parts.folder / "part_0000_00000_000000.json").write_text('{"items": [')
+    with pytest.raises(InputError, match="part_0000.*remove the file"):
+        parts.read()
+    (parts.folder / "part_0000_00000_000000.json").write_text(json.dumps({"items": [[1, 2]]}))
+    assert parts.read() == {1: 2}
