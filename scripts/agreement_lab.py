@@ -12,18 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from agreement_parts import parts_of
 from ml_collections import ConfigDict
 
-from solojax.build import (
-    build_eval_batches,
-    build_optimizer,
-    build_task,
-    build_train_batches,
-    build_train_plan,
-    example_shape,
-    load_train_set,
-    load_val_set,
-)
+from solojax.build import build_eval_batches, build_optimizer, build_task, load_val_set
 from solojax.config import milestone_steps, total_steps
 from solojax.inference import coco_results, predict_batches
 from solojax.structures import Batch, PyTree
@@ -66,33 +58,26 @@ class Lab:
     """
 
     def __init__(self, config: ConfigDict):
-        dataset = load_train_set(config)
-        plan = build_train_plan(config, dataset)
-        steps = total_steps(config, plan.steps_per_epoch)
+        parts = parts_of(config)
+        steps = total_steps(config, parts.steps_per_epoch)
         optimizer = recording(build_optimizer(config, steps)[0])
-        task = build_task(config, len(dataset.categories))
+        task = parts.build_task(config, None)
         drop = next(iter(milestone_steps(config, steps)), 3 * steps // 4)
 
         def create(key):
             ema = config.train.ema_decay is not None
-            return create_state(task, optimizer, key, example_shape(config, plan), ema=ema)
+            return create_state(task, optimizer, key, parts.example, ema=ema)
 
         def make_batches(process_index: int, process_count: int):
-            return build_train_batches(
-                config,
-                dataset,
-                plan,
-                steps + 5 + CHAOS_STEPS,
-                process_index=process_index,
-                process_count=process_count,
-            )
+            return parts.make_batches(steps + 5 + CHAOS_STEPS, process_index, process_count)
 
         self.config = config
+        self.evaluates = parts.evaluates
         late = "after lr drop" if config.optimizer.schedule == "step" else "late"
         self._state_steps = {"fresh": 0, "mid-training": drop // 2, late: drop + 5}
         self._create = jax.jit(create)
         self._optimizer = optimizer
-        self._num_classes = task.num_classes
+        self._build_task = parts.build_task
         self.make_batches = make_batches
         self._step_functions = {}
 
@@ -149,14 +134,14 @@ class Lab:
         if (devices, dtype) not in self._step_functions:
             config = self.config.copy_and_resolve_references()
             config.model.dtype = dtype
+            mesh = make_mesh(_first(devices))
             step = make_train_step(
-                build_task(config, self._num_classes),
+                self._build_task(config, mesh),
                 self._optimizer,
                 seed=config.seed,
                 accumulate_steps=config.train.accumulate_steps,
                 ema_decay=config.train.ema_decay,
             )
-            mesh = make_mesh(_first(devices))
             self._step_functions[devices, dtype] = jax.jit(step, out_shardings=replicated(mesh))
         return self._step_functions[devices, dtype]
 

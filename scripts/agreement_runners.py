@@ -126,9 +126,10 @@ def _work(path: Path) -> None:
                 outcome = {"state": serialization.to_state_dict(found), "metrics": dict(metrics)}
                 data = serialization.msgpack_serialize(outcome)
                 (folder / _outcome(name, steps, dtype)).write_bytes(data)
-    results = lab.results(state, devices)
-    if first:
-        (folder / "results.json").write_bytes(results)
+    if lab.evaluates:
+        results = lab.results(state, devices)
+        if first:
+            (folder / "results.json").write_bytes(results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The run that the determinism checks make where no config is given: small, whole and real.
 
-`configs/quickstart.py` with a ResNet-18 of a quarter of the width, on made-up 64 x 64 images.
+`configs/quickstart.py` or, with `--task densecl`, `configs/densecl.py:tiny`, either with a
+ResNet-18 of a quarter of the width, on made-up 64 x 64 images.
 """
 
 from __future__ import annotations
@@ -31,6 +32,24 @@ OVERRIDES = (
     "--config.evaluation.nms_pre=100",
     "--config.evaluation.max_detections=20",
 )
+CONTRASTIVE_CONFIG = "configs/densecl.py:tiny"
+CONTRASTIVE_OVERRIDES = (
+    "--config.data.train_images=train",
+    "--config.model.backbone.width=16",
+    # Up to eight devices, on which a group is that of two.
+    "--config.train.batch_size=16",
+    "--config.optimizer.reference_batch=16",
+    "--config.model.backbone.norm_group_images=4",
+    "--config.data.threads=2",
+    "--config.model.hidden_channels=32",
+    "--config.model.embedding=16",
+    "--config.model.grid=(2,2)",
+    "--config.contrast.queue_length=64",
+)
+_CONFIGS = {
+    "instance_segmentation": (CONFIG, OVERRIDES),
+    "densecl": (CONTRASTIVE_CONFIG, CONTRASTIVE_OVERRIDES),
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +59,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py[:VARIANT,...]",
         help="what to check; by default a tiny model on made-up images. Single values are changed "
         "by --config.KEY=VALUE",
+    )
+    parser.add_argument(
+        "--task",
+        choices=tuple(_CONFIGS),
+        default="instance_segmentation",
+        help="what the tiny model learns where no --config is given (default "
+        "instance_segmentation; densecl is pre-training, queues and key encoder included)",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="takes all that is written")
 
@@ -72,6 +98,7 @@ def config_flags(
         data, seed=0, num_train=48, num_val=11, image_sizes=[(IMAGE_SIDE, IMAGE_SIDE)]
     )
     root = f"--config.data.root={data.absolute()}"
-    overrides = [root, *OVERRIDES, *tiny_overrides, *args.overrides]
-    load_config(CONFIG, overrides)  # a mistake is found here rather than in a subprocess
-    return CONFIG, overrides
+    config, own = _CONFIGS[args.task]
+    overrides = [root, *own, *tiny_overrides, *args.overrides]
+    load_config(config, overrides)  # a mistake is found here rather than in a subprocess
+    return config, overrides

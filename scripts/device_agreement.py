@@ -2,6 +2,8 @@
 
 python scripts/device_agreement.py --workdir runs/agreement
 python scripts/device_agreement.py --workdir runs/agreement --config my.py --config.data.root=DIR
+python scripts/device_agreement.py --workdir runs/agreement --task densecl \
+    --layouts 1x2,1x4,1x8,2x2
 
 Layouts of processes x devices: by default 1x1, 1x2, 1x4, 2x2 and 4x1 (on a CPU devices are
 simulated; several processes join as hosts do), with the library's own training step. From a fresh
@@ -9,12 +11,15 @@ state, one in mid-training and one after the first drop of the learning rate (at
 optimizer.milestones), it compares with a single device:
 
 * the loss and each parameter's gradient of one batch in float32;
-* parameters and statistics after some steps in float64, where rounding cannot hide a mistake;
+* of pre-training also key encoder, queues and their pointers after that step;
+* parameters, statistics and, of pre-training, all of those after some steps in float64, where
+  rounding cannot hide a mistake;
 * the parameters after many float32 steps, beside those of a single device that started with every
   parameter moved by one unit in the last place (ulp): training is chaotic and makes rounding grow,
   but the number of devices must not make more of it than that;
 
-of the last state the COCO results file of an evaluation at equal images per device, byte for byte;
+of the last state, where the task is evaluated, the COCO results file at equal images per device,
+byte for byte;
 and what the loader gives to 1, 2 and 4 hosts, put together, number for number. Exit code 1 where a
 bar is missed.
 
@@ -59,6 +64,7 @@ Runner = LocalRunner | ProcessRunner
 LOSS_BAR = 1e-6
 GRADIENT_BAR = 1e-5
 BATCH_NORM_GRADIENT_BAR = 1e-3
+KEYS_BAR = 1e-5
 FLOAT64_BAR = 1e-9
 CHAOS_BAR = 3.0
 HOSTS, LOADER_STEPS = (1, 2, 4), 10
@@ -150,7 +156,8 @@ def run_checks(
     for checks in (gradient_checks, float64_checks, chaos_checks):
         for name, state in states.items():
             yield from checks(lab, name, state, runners)
-    yield from evaluation_checks(lab, name, state, workdir, runners)
+    if lab.evaluates:
+        yield from evaluation_checks(lab, name, state, workdir, runners)
 
 
 def loader_checks(lab: Lab) -> Iterator[Check]:
@@ -189,6 +196,9 @@ def gradient_checks(
             note = f"{leaf}; moved by one ulp it jumps by {jump:.1e}"
             check = dataclasses.replace(check, note=note, at_kink=gap <= CHAOS_BAR * jump)
         yield check
+        if one.extra:
+            leaf, gap = largest(leaf_gaps(many.extra, one.extra))
+            yield Check("keys and queues, float32", name, runner.layout, gap, KEYS_BAR, leaf)
 
 
 def _largest_jump(lab: Lab, state: TrainState, one: TrainState, leaf: str) -> float:
@@ -205,10 +215,15 @@ def float64_checks(
     one, _ = LocalRunner(lab, 1).run(name, state, FLOAT64_STEPS, "float64")
     for runner in runners:
         many, _ = runner.run(name, state, FLOAT64_STEPS, "float64")
-        gaps = leaf_gaps((many.params, many.batch_stats), (one.params, one.batch_stats))
+        gaps = leaf_gaps(_learned(many), _learned(one))
         leaf, gap = largest(gaps)
         title = f"{FLOAT64_STEPS} steps, float64"
         yield Check(title, name, runner.layout, gap, FLOAT64_BAR, leaf)
+
+
+def _learned(state: TrainState) -> dict:
+    """All that a step computes, the optimizer's state apart."""
+    return {"params": state.params, "batch_stats": state.batch_stats, "extra": state.extra}
 
 
 def chaos_checks(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from solojax.build import make_train_batches
@@ -70,6 +70,7 @@ def build_contrast_task(config: ConfigDict, mesh: Mesh | None = None) -> DenseCL
         correspondence=contrast.correspondence,
         negatives=contrast.negatives,
         shuffle=_shuffle(group or rows, rows, mesh) if contrast.shuffle else None,
+        queue_sharding=_queue_sharding(config, mesh),
     )
 
 
@@ -78,6 +79,13 @@ def _shuffle(group: int, rows: int, mesh: Mesh | None) -> GroupShuffle | None:
     if group == rows:
         return None
     return GroupShuffle(group, None if mesh is None else batch_sharding(mesh))
+
+
+def _queue_sharding(config: ConfigDict, mesh: Mesh | None) -> NamedSharding | None:
+    """A single device has all there is."""
+    if not config.contrast.shard_queues or mesh is None or mesh.size == 1:
+        return None
+    return batch_sharding(mesh)
 
 
 def load_image_list(config: ConfigDict) -> ImageList:

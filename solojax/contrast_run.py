@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from solojax.pretrained import with_backbone
 from solojax.task_run import TaskRun
 from solojax.train.start_checks import check_data
 from solojax.train.state import TrainState
+
+_logger = logging.getLogger(__name__)
 
 _ADVICE = {
     "data/broken_images": "the images that cannot be read are named above: mend or remove them",
@@ -56,6 +59,7 @@ def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
         evaluate=None,
         evaluate_every=0,
         advice=_ADVICE,
+        renewable="extra/queues",
     )
 
 
@@ -72,6 +76,7 @@ def _start(config: ConfigDict, state: TrainState) -> TrainState:
     started = with_backbone(config, state)
     if started is state:  # both are equal as they were made
         return state
+    _logger.info("queues and projection heads begin with random numbers")
     # Copies: a step gives its state away, and no array twice.
     keys = {
         "key_params": jax.tree.map(jnp.copy, started.params),

@@ -97,7 +97,7 @@ def test_what_segments_says_that_it_is_no_segmenter(finished, capsys):
     workdir, _ = finished
     with pytest.raises(InputError, match="densecl run.*--config.model.backbone.checkpoint="):
         load(workdir)
-    assert main(["info", "--config", "configs/densecl.py:tiny"]) == 2
+    assert main(["demo", "--workdir", "unused", "--config", "configs/densecl.py:tiny"]) == 2
     assert "is for densecl, and this verb for instance segmentation" in capsys.readouterr().err
 
 

@@ -20,14 +20,40 @@ def match_cells(query_features: Array, key_features: Array) -> Array:
     Returns:
       (B, S) int32 in [0, T): argmax of the cosine, the first one where cells tie.
     """
+    return jnp.argmax(_cosines(query_features, key_features), axis=2).astype(jnp.int32)
+
+
+def mutual_nearest(features_a: Array, features_b: Array) -> tuple[Array, Array]:
+    """The cells of two views that are each other's most similar one (thesis 5.3.4).
+
+    "The match is kept if the same match holds from F_2 to F_1. Each match is assigned an averaged
+    similarity": both directions have the same cosine, which is therefore their average.
+
+    Args:
+      features_a: (B, S, C), a vector a cell.
+      features_b: (B, T, C), of the same images.
+
+    Returns:
+      matches (B, S) int32 in [0, T): the cell of b, or -1 where a cell of a is in no match; no cell
+      of b occurs twice. Where cells tie the first one is nearest, in both directions.
+      similarity (B, S) in [-1, 1]: the cosine of a cell of a and its nearest of b, matched or not.
+    """
+    cosine = _cosines(features_a, features_b)
+    nearest = jnp.argmax(cosine, axis=2)
+    back = jnp.take_along_axis(jnp.argmax(cosine, axis=1), nearest, axis=1)
+    mutual = back == jnp.arange(cosine.shape[1])
+    return jnp.where(mutual, nearest, -1).astype(jnp.int32), jnp.max(cosine, axis=2)
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """(B, S, C) and (B, T, C) to (B, S, T)."""
     # In float32 to the last bit also where matrix units are coarser: it costs next to nothing.
-    cosine = jnp.einsum(
+    return jnp.einsum(
         "bsc,btc->bst",
-        l2_normalize(query_features),
-        l2_normalize(key_features),
+        l2_normalize(a),
+        l2_normalize(b),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return jnp.argmax(cosine, axis=2).astype(jnp.int32)
 
 
 def random_cells(rng: Array, rows: int, cells: int, choices: int) -> Array:

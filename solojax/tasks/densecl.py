@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from solojax.errors import InputError
 from solojax.losses.contrastive import contrastive_loss
@@ -56,6 +57,9 @@ class DenseCL:
         cell at random ("sampled"), see thesis 5.3.3.
       shuffle: how the key images change BatchNorm groups; None leaves them as they are.
       negatives_at_once: see `contrastive_loss`.
+      queue_sharding: how the vectors of the queues are spread over devices, along Q; None where
+        every device has all. It changes no number but by the order of sums, see `contrastive_loss`
+        for what it costs and saves.
     """
 
     encoder: nn.Module
@@ -71,6 +75,7 @@ class DenseCL:
     negatives: str = "pooled"
     shuffle: GroupShuffle | FixedShuffle | None = None
     negatives_at_once: int = 4096
+    queue_sharding: NamedSharding | None = None
 
     def __post_init__(self):
         if self.queue_length % self.batch_size:
@@ -198,6 +203,13 @@ class DenseCL:
         del path
         return True
 
+    def is_spread(self, path: tuple[str, ...]) -> bool:
+        """Whether the array at a path of `extra` is spread over the devices along its first axis.
+
+        For `solojax.train.sharding.state_sharding`.
+        """
+        return self.queue_sharding is not None and path[0] == "queues" and path[-1] == "vectors"
+
     def _require_whole(self, batch: ViewBatch) -> None:
         rows = batch.views.shape[0]
         if rows != self.batch_size:
@@ -242,6 +254,7 @@ class DenseCL:
             queue["vectors"],
             self.temperature,
             negatives_at_once=self.negatives_at_once,
+            sharding=self.queue_sharding,
         )
 
     def _dense_loss(

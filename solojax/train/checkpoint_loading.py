@@ -26,6 +26,7 @@ class LoadedVariables:
       metadata: what was given to `save`.
       step: the training step.
       path: the directory that was read.
+      extra: what else the task keeps, where it was asked for, and {} otherwise.
     """
 
     params: dict[str, Any]
@@ -34,15 +35,24 @@ class LoadedVariables:
     metadata: dict[str, Any]
     step: int
     path: str
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def load_variables(path: str | epath.Path, *, step: int | str | None = None) -> LoadedVariables:
+def load_metadata(path: str | epath.Path, *, step: int | str | None = None) -> dict[str, Any]:
+    """What a checkpoint says of itself; arguments and errors as `load_variables`."""
+    return _read_record(_find_checkpoint(epath.Path(path).absolute(), step))["metadata"]
+
+
+def load_variables(
+    path: str | epath.Path, *, step: int | str | None = None, extra: bool = False
+) -> LoadedVariables:
     """Reads the variables of a checkpoint without its optimizer, changing nothing on disk.
 
     Args:
       path: a work directory, its `checkpoints` directory, or the directory of one step.
       step: a step, "best" (by the metric that the run kept its best checkpoint by), or None for
         the newest.
+      extra: whether what the task keeps beside the network is read too.
 
     Raises:
       InputError: the path is absent, holds no (such) checkpoint, or the checkpoint is broken: then
@@ -50,19 +60,13 @@ def load_variables(path: str | epath.Path, *, step: int | str | None = None) -> 
     """
     step_path = _find_checkpoint(epath.Path(path).absolute(), step)
     quiet_orbax()
+    record = _read_record(step_path)
+    branches = ("params", "batch_stats", "ema_params", *(("extra",) if extra else ()))
+    wanted = [name for name in record["leaves"] if name.split("/")[0] in branches]
     try:
-        record = form.read_record(step_path)
-        wanted = [
-            name
-            for name in record["leaves"]
-            if name.split("/")[0] in ("params", "batch_stats", "ema_params")
-        ]
         leaves = form.read_leaves(step_path, record, wanted)
     except form.BrokenCheckpoint as error:
-        steps = form.list_steps(step_path.parent)
-        raise InputError(
-            f"checkpoint {step_path} is broken ({error}); use another of {steps}"
-        ) from error
+        raise _broken(step_path, error) from error
     tree = traverse_util.unflatten_dict(leaves, sep="/")
     if "params" not in tree:
         raise InputError(f"checkpoint {step_path} holds no params; was it written by solojax?")
@@ -73,6 +77,7 @@ def load_variables(path: str | epath.Path, *, step: int | str | None = None) -> 
         metadata=record["metadata"],
         step=record["step"],
         path=str(step_path),
+        extra=tree.get("extra", {}),
     )
 
 
@@ -88,6 +93,18 @@ def best_step(directory: str | epath.Path, metric: str | None, mode: str) -> int
         if math.isfinite(score) and score >= best_score:
             best, best_score = step, score
     return best
+
+
+def _read_record(step_path: epath.Path) -> dict[str, Any]:
+    try:
+        return form.read_record(step_path)
+    except form.BrokenCheckpoint as error:
+        raise _broken(step_path, error) from error
+
+
+def _broken(step_path: epath.Path, error: form.BrokenCheckpoint) -> InputError:
+    steps = form.list_steps(step_path.parent)
+    return InputError(f"checkpoint {step_path} is broken ({error}); use another of {steps}")
 
 
 def _find_checkpoint(path: epath.Path, step: int | str | None) -> epath.Path:

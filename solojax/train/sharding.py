@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +71,12 @@ def spread(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, DATA_AXIS))
 
 
-def state_sharding(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> TrainState:
+def state_sharding(
+    state: TrainState,
+    mesh: Mesh,
+    shard_optimizer: bool,
+    is_spread: Callable[[tuple[str, ...]], bool] | None = None,
+) -> TrainState:
     """Where the arrays of a training state lie: the sharding of each.
 
     Parameters and all else that the network computes with are on every device. Of the optimizer's
@@ -82,8 +87,18 @@ def state_sharding(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> Trai
       state: arrays or `jax.ShapeDtypeStruct`s.
       mesh: the devices.
       shard_optimizer: whether the optimizer's state is spread.
+      is_spread: which arrays of `extra`, by their path, lie spread along their first axis, which
+        the devices divide: the task's own, where it has one. None: none of them.
     """
+
+    def place(path, leaf):
+        del leaf
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+        return batch_sharding(mesh) if is_spread(names) else replicated(mesh)
+
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    if is_spread is not None:
+        shardings = shardings.replace(extra=jax.tree_util.tree_map_with_path(place, state.extra))
     if not shard_optimizer:
         return shardings
     return shardings.replace(

@@ -61,6 +61,14 @@ def small_task(*, group=None, grid=(2, 3), dense=True, dtype=jnp.float32, **opti
     return DenseCL(encoder, normalize, augment, **options)
 
 
+def use_small_backbone(monkeypatch) -> None:
+    """Puts the two convolutions in the place of every ResNet of contrastive configs."""
+    monkeypatch.setattr(
+        "solojax.build_contrast.build_backbone",
+        lambda backbone, remat, dtype, group: SmallBackbone(group, dtype),
+    )
+
+
 def random_views(seed=0, rows=ROWS) -> ViewBatch:
     """Views of noise, a brightness of its own for every image."""
     rng = np.random.default_rng(seed)

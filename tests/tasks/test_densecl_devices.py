@@ -14,7 +14,13 @@ from helpers.tiny import quick_jit, record_gradients, relative_distance
 from solojax.ops.shuffle import GroupShuffle
 from solojax.train.collectives import collective_instructions
 from solojax.train.optimizers import sgd
-from solojax.train.sharding import batch_sharding, make_mesh, put_batch, replicated, spread
+from solojax.train.sharding import (
+    batch_sharding,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_sharding,
+)
 from solojax.train.step import make_train_step
 
 COUNTS = (1, 2, 4)
@@ -22,22 +28,19 @@ GROUPS = (4, 8)  # on four devices one group a device, and half of one
 pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices")
 
 
-def build(count, group, dtype=jnp.float32):
+def build(count, group, dtype=jnp.float32, shard_queues=False, **options):
     """(mesh, task) of that many devices."""
     mesh = make_mesh(jax.devices()[:count])
-    shuffle = GroupShuffle(group, batch_sharding(mesh))
-    return mesh, small_task(group=group, shuffle=shuffle, dtype=dtype)
+    rows = batch_sharding(mesh)
+    options["queue_sharding"] = rows if shard_queues else None
+    return mesh, small_task(group=group, shuffle=GroupShuffle(group, rows), dtype=dtype, **options)
 
 
 def run(count, group, optimizer, *, steps=1, dtype=np.float32, shard_queues=False):
     """(losses, final state) from one state on that many devices, a new batch in every step."""
-    mesh, task = build(count, group, dtype)
+    mesh, task = build(count, group, dtype, shard_queues)
     state = small_state(task, optimizer, dtype)
-    shardings = jax.tree.map(lambda _: replicated(mesh), state)
-    if shard_queues:
-        shardings.extra["queues"] = jax.tree.map(
-            lambda leaf: spread(leaf.shape, mesh), state.extra["queues"]
-        )
+    shardings = state_sharding(state, mesh, False, task.is_spread)
     state = jax.device_put(state, shardings)
     step = quick_jit(make_train_step(task, optimizer), out_shardings=(shardings, replicated(mesh)))
     losses = []
@@ -87,15 +90,26 @@ def test_groups_decide_the_numbers_as_devices_would():
     assert np.abs(losses / other - 1).max() > 1e-3
 
 
+def compiled_step(group, **options):
+    """The training step on four devices, and its initial state."""
+    mesh, task = build(4, group, **options)
+    optimizer = sgd(lambda step: 0.03, momentum=0.9)
+    state = small_state(task, optimizer)
+    shardings = state_sharding(state, mesh, False, task.is_spread)
+    state = jax.device_put(state, shardings)
+    step = quick_jit(
+        make_train_step(task, optimizer),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step.lower(state, put_batch(random_views(), mesh)).compile(), state
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_what_the_devices_send(group):
     """Rows of images go to other devices; keys, gradients and sums to all; the batch to none."""
-    mesh, task = build(4, group)
-    optimizer = sgd(lambda step: 0.03, momentum=0.9)
-    state = jax.device_put(small_state(task, optimizer), replicated(mesh))
-    step = quick_jit(make_train_step(task, optimizer), out_shardings=replicated(mesh))
-    text = step.lower(state, put_batch(random_views(), mesh)).compile().as_text()
-    found = collective_instructions(text)
+    compiled, state = compiled_step(group)
+    found = collective_instructions(compiled.as_text())
     assert any(each.op == "all-to-all" for each in found)
     keys = ROWS * WIDTH * 4
     rows_of_images = max(group, ROWS // 4) * SIDE * SIDE * 3 * 4
@@ -108,3 +122,24 @@ def test_what_the_devices_send(group):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * 4
     reduced = sum(each.bytes * each.times for each in found if each.op == "all-reduce")
     assert reduced < 3 * parameters + 20_000
+
+
+def test_spread_queues_stay_where_they_are():
+    """Queries travel instead, whatever the queue's length; a device holds its part alone."""
+    length, cells = 4096, 6
+    compiled, state = compiled_step(4, shard_queues=True, queue_length=length)
+    vectors = [queue["vectors"] for queue in state.extra["queues"].values()]
+    assert all(each.addressable_shards[0].data.shape == (length // 4, WIDTH) for each in vectors)
+    found = collective_instructions(compiled.as_text())
+    queries = ROWS * cells * WIDTH * 4
+    gathered = [each.bytes for each in found if each.op == "all-gather"]
+    assert max(gathered) == queries and gathered.count(queries) == 1
+    scattered = [each.bytes for each in found if each.op == "reduce-scatter"]
+    assert max(scattered) == queries // 4
+    assert all(each.times == 1 for each in found)  # none of it in the loop over the queue
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * 4
+    sent = sum(each.bytes for each in found)
+    assert sent < 3 * parameters + 20_000 < length * WIDTH * 4
+    whole, _ = compiled_step(4, queue_length=length)
+    saved, part = (each.memory_analysis().argument_size_in_bytes for each in (whole, compiled))
+    assert saved - part == 2 * length * WIDTH * 4 * 3 // 4

@@ -12,7 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers.small_densecl import random_views, small_state, small_task
+from helpers.tiny import quick_jit
 
 from solojax.models.contrastive_encoder import ContrastiveEncoder
 from solojax.models.densecl_neck import ContrastiveEmbeddings
@@ -91,3 +94,25 @@ def test_statistics_shared_by_query_and_key_leak(group, shuffle):
 
 def test_shuffled_groups_tell_nothing():
     assert accuracy(GROUP, GroupShuffle(GROUP)) < 0.2
+
+
+class Forgetful(GroupShuffle):
+    """Leaves the keys where the shuffle has put them."""
+
+    def unshuffle(self, rows, key):
+        del key
+        return rows
+
+
+def test_keys_come_back_to_their_own_images():
+    """Over the whole batch groups change nothing; were keys with other images, losses would."""
+    losses = {}
+    for name, shuffle in (("none", None), ("right", GroupShuffle(4)), ("broken", Forgetful(4))):
+        task = small_task(shuffle=shuffle)
+        state = small_state(task, optax.sgd(0.1))
+        _, (_, metrics) = quick_jit(task.loss_fn)(
+            state.params, state, random_views(), jax.random.key(1), {"row": jnp.full(16, 1 / 16)}
+        )
+        losses[name] = np.array([metrics["loss/global"], metrics["loss/dense"]])
+    np.testing.assert_allclose(losses["right"], losses["none"], rtol=1e-5)
+    assert np.all(losses["broken"] > losses["none"] + 0.05), losses
