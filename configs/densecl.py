@@ -8,8 +8,9 @@ r"""DenseCL, and MoCo-v2 as its zero: pre-training without labels (thesis chapte
         --config.model.backbone.checkpoint=densecl.pth
 
 Data imagenet (default; 1.28M images in class folders below train/, whose names are not used; 200
-epochs) or coco (118k images of train2017/; 800 epochs) or tiny (a folder of small photos, R18 at
-64x64, for a CPU). Methods densecl (default) or moco (the global loss alone, no dense head).
+epochs) or coco (118k images of train2017/; 800 epochs) or tiny (a folder of small photos, an R18 of
+half the width at 64x64, for a CPU). Methods densecl (default) or moco (the global loss alone, no
+dense head).
 
 The published runs had eight GPUs of 32 images each: batch 256, BatchNorm over groups of 32 images
 whatever the number of devices. Another batch size scales the learning rate with it. Published, on
@@ -22,8 +23,9 @@ PASCAL VOC detection (Faster R-CNN, C4, trainval07+12, test 07), AP:
 and mask AP of SOLOv2 1x on COCO from ImageNet: 35.2 and 35.7. This code has not been trained on
 ImageNet or COCO by its authors.
 
-Ablations are overrides: Table 5.6 contrast.dense_weight (with dense_warmup_steps=10000 where it is
-1), Table 5.7 contrast.correspondence, Table 5.8 model.grid, Table 5.9 train.epochs.
+Ablations, all on COCO, are overrides: Table 5.6 contrast.dense_weight (with
+contrast.dense_warmup_steps=10000 where it is 1), Table 5.7 contrast.correspondence, Table 5.8
+model.grid=(S,S), Table 5.9 train.epochs, and of section 5.3.3 contrast.negatives=sampled.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +19,8 @@ from solojax.build_contrast import (
     load_image_list,
 )
 from solojax.config import to_json
-from solojax.errors import InputError
+from solojax.data.image_folder import ImageList
+from solojax.errors import BrokenImage, InputError
 from solojax.pretrained import with_backbone
 from solojax.task_run import TaskRun
 from solojax.train.start_checks import check_data
@@ -26,6 +28,7 @@ from solojax.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
+_TRIALS = 32  # images, one of which must be readable for a run to begin
 _ADVICE = {
     "data/broken_images": "the images that cannot be read are named above: mend or remove them",
 }
@@ -38,6 +41,7 @@ def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
       InputError: bad data, or a first backbone that does not fit.
     """
     images = load_image_list(config)
+    _require_readable(images)
     check_data(training=images)
     plan = build_view_plan(config, images)
     return TaskRun(
@@ -60,6 +64,25 @@ def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
         evaluate_every=0,
         advice=_ADVICE,
         renewable="extra/queues",
+    )
+
+
+def _require_readable(images: ImageList) -> None:
+    """Raises an InputError where of some images, evenly from all over the list, none can be read.
+
+    One broken image is left out of its step and counted; were all of them, a run would train on
+    nothing to its end.
+    """
+    errors = []
+    for index in np.linspace(0, len(images) - 1, min(_TRIALS, len(images))).astype(int).tolist():
+        try:
+            images.read_image(index)
+            return
+        except BrokenImage as error:
+            errors.append(error)
+    raise InputError(
+        f"{images.source}: none of {len(errors)} images tried, from all over it, can be read; the "
+        f"first: {errors[0]}"
     )
 
 

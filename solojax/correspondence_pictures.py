@@ -103,8 +103,8 @@ def compare_backbones(
     match = [make_matcher(backbone, settings.stage) for backbone in backbones]
     names = picture_names(file_names(paths))
     images, similarities = [], [[] for _ in backbones]
+    skipped: list[str] = []
     with progress_bar(len(paths), description="match", unit="image") as bar:
-        skipped: list[str] = []
         for pairs in view_pairs(paths, settings, skipped):
             found = [list(each(pairs)) for each in match]
             for row, path in enumerate(pairs.paths):
@@ -116,7 +116,7 @@ def compare_backbones(
                 images.append({"image": str(path), "checkpoints": _counts(every, kept)})
                 for into, matches in zip(similarities, every, strict=True):
                     into.extend(matches.similarity.tolist())
-            bar.update(len(pairs.paths))
+            bar.update(len(images) + len(skipped) - bar.n)
     if not images:
         raise InputError(
             f"none of the {len(paths)} image files could be read, {paths[0]} the first: "

@@ -122,7 +122,7 @@ def describe_export(
     """What has to be known to feed the program and to read what it returns, as json takes it."""
     height, width = canvas
     found = segmenter.config.evaluation.max_detections
-    width = embedding_width(segmenter.config)
+    size = embedding_width(segmenter.config)
     rows = "B" if batch == SYMBOLIC else batch
     quarter = [height // _MASK_STRIDE, width // _MASK_STRIDE]
     return {
@@ -147,7 +147,7 @@ def describe_export(
             _array("masks", "float32", [rows, found, *quarter]),
             _array("valid", "bool", [rows, found]),
             _array("overflow", "int32", [rows]),
-            *([_array("embeddings", "float32", [rows, found, width])] if width else []),
+            *([_array("embeddings", "float32", [rows, found, size])] if size else []),
         ],
         "step": segmenter.step,
         "jax": jax.__version__,

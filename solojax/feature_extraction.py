@@ -80,7 +80,10 @@ class FeatureExtraction:
                 "give at least as much"
             )
         if min(self.pool, self.batch_size) < 1 or self.threads < 0:
-            raise InputError("pool and batch size must be 1 or more, threads 0 or more")
+            raise InputError(
+                f"pool is {self.pool}, batch size {self.batch_size}, threads {self.threads}: give "
+                "1 or more, of threads 0 or more"
+            )
         cells = self.crop // 2**self.stage
         if self.pool > cells:
             raise InputError(
@@ -127,7 +130,10 @@ def make_extractor(
         )
         found = _joined(_computed(compute, variables, batches, mesh, len(images), name))
         if not len(found.values):
-            raise InputError(f"{images.source}: none of {len(images)} images can be read")
+            raise InputError(
+                f"{images.source}: none of {len(images)} images can be read; mend the files, or "
+                "give others"
+            )
         if found.unread:
             _logger.warning(
                 "%s: %d of %d images could not be read: left out",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from solojax.data.transforms import resized_shape
 from solojax.errors import InputError
 from solojax.frozen_backbone import FrozenBackbone
 from solojax.inference import predict_batches
+from solojax.labelling import label_images
 from solojax.ops.images import normalize_image
-from solojax.part_files import PartFiles, PartWriter
 from solojax.postprocess.free_mask_labels import (
     FreeMaskFilters,
     cells_of,
@@ -35,8 +34,6 @@ from solojax.postprocess.free_masks import FreeMasks, FreeMaskSettings, find_fre
 from solojax.structures import Batch, PyTree
 from solojax.train.progress import progress_bar
 from solojax.train.sharding import batch_sharding, evaluation_mesh, gather_json
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,42 +176,23 @@ def find_masks(
     """
     start = time.monotonic()
     info = label_info(backbone, dataset, how)
-    parts = PartFiles(output, info.fingerprint)
-    first = jax.process_index() == 0
-    progress = gather_json(_look_for_work(output, info, parts) if first else None)[0]
-    if progress is None:
+    found = label_images(dataset, output, info, functools.partial(_masks_of, backbone, how))
+    if found is None:
         return None
-    finished = set(progress["finished"])
-    if finished:
-        _logger.info("%d of %d images are done", len(finished), len(dataset.images))
-    left = [index for index in range(len(dataset.images)) if index not in finished]
-    with PartWriter(parts, progress["begun"], jax.process_index()) as writer:
-        for index, annotations in _masks_of(backbone, dataset, left, how):
-            writer.add(index, annotations)
-    gather_json(None)  # until all have written their parts
-    summary = _merge(dataset, parts, output, info) if first else None
-    summary = gather_json(summary)[0]
     return FreeMaskSummary(
-        **summary | {"unread": (*broken, *summary["unread"])},
-        computed=len(left),
+        images=found.images,
+        masks=found.objects,
+        without_masks=found.without_objects,
+        unread=(*broken, *found.unread),
+        computed=found.computed,
         seconds=time.monotonic() - start,
     )
 
 
-def _look_for_work(output: Path, info: label_file.LabelInfo, parts: PartFiles) -> dict | None:
-    """How often the work was begun and which images are finished; None where all is done."""
-    if output.exists():
-        label_file.check_fingerprint(output, info.fingerprint, info.checkpoint, info.settings)
-        return None
-    return {"begun": parts.open(), "finished": sorted(parts.read())}
-
-
 def _masks_of(
-    backbone: FrozenBackbone, dataset: CocoDataset, left: Sequence[int], how: FreeMaskRun
+    backbone: FrozenBackbone, how: FreeMaskRun, dataset: CocoDataset
 ) -> Iterator[tuple[int, list[dict] | None]]:
     """(position in the data set, annotations) of this process's images; None: cannot be read."""
-    if not left:
-        return
     processes = jax.process_count()
     batch_size = how.batch_size or jax.device_count()
     if batch_size % processes:
@@ -222,22 +200,21 @@ def _masks_of(
             f"a batch of {batch_size} images does not divide over {processes} processes: give "
             f"--batch_size as a multiple of {processes}"
         )
-    remaining = dataclasses.replace(dataset, images=tuple(dataset.images[i] for i in left))
     mesh = evaluation_mesh(batch_size)
     predict = jax.jit(
         functools.partial(_search, backbone, how.settings), out_shardings=batch_sharding(mesh)
     )
-    batches = _batches(remaining, batch_size, how)
+    batches, count = _batches(dataset, batch_size, how), len(dataset.images)
     with progress_bar(
-        len(left), description="free masks", unit="image", enabled=jax.process_index() == 0
+        count, description="free masks", unit="image", enabled=jax.process_index() == 0
     ) as bar:
         for batch, found in predict_batches(predict, backbone.variables, batches, mesh):
             rows = np.flatnonzero(batch.image_index >= 0)
             for row in rows:
-                index = left[batch.image_index[row]]
+                index = int(batch.image_index[row])
                 yield index, _annotations(batch, found, row, dataset.images[index].id, how)
             # The others have as many images, save in the last batch of a canvas.
-            bar.update(min(len(rows) * processes, len(left) - bar.n))
+            bar.update(min(len(rows) * processes, count - bar.n))
 
 
 def _search(
@@ -289,32 +266,3 @@ def _annotations(
         {"image_id": image_id, **each, "emb": label_file.embedding_as_list(each["emb"])}
         for each in annotations
     ]
-
-
-def _merge(
-    dataset: CocoDataset, parts: PartFiles, output: Path, info: label_file.LabelInfo
-) -> dict:
-    """Writes the label file of all parts, in the order of the data set, and removes them."""
-    found = parts.read()
-    images = [image for index, image in enumerate(dataset.images) if found[index] is not None]
-    if not images:
-        raise InputError(
-            f"none of the {len(dataset.images)} images of {dataset.annotation_path} can be read, "
-            f"{dataset.images[0].file_name} the first; give files that are whole images"
-        )
-    label_file.write(
-        output,
-        images=[
-            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
-            for i in images
-        ],
-        annotations=[a for index in range(len(dataset.images)) for a in found[index] or ()],
-        info=info,
-    )
-    parts.remove()
-    return {
-        "images": len(images),
-        "masks": sum(len(masks) for masks in found.values() if masks),
-        "without_masks": sum(masks == [] for masks in found.values()),
-        "unread": [i.file_name for n, i in enumerate(dataset.images) if found[n] is None],
-    }

@@ -2,7 +2,7 @@
 
 Each stage leaves its result in the work directory and is skipped where that is there already:
 
-    images.json        the images that can be read
+    images.json        the images, as far as their headers tell (those cut off are found out later)
     backbone/          DenseCL on them, unless a backbone is given
     masks.json         Free Mask
     round0/            the first training, on masks.json
@@ -35,6 +35,7 @@ from solojax.free_masks_run import find_masks, load_photos
 from solojax.free_solo_stages import Stages, free_mask_run, pretraining_config, round_config
 from solojax.frozen_backbone import load_backbone
 from solojax.inference import load, variable_shapes
+from solojax.part_files import PartFiles
 from solojax.prediction import file_names, picture_names, write_png
 from solojax.pretrained import start_from_backbone
 from solojax.pseudo_labels import (
@@ -60,7 +61,7 @@ class FreeSoloSummary:
     Attributes:
       labels: of every round, Free Mask's first.
       predictions: of the last round.
-      unread: names of the files that are no images.
+      unread: names of the files that are no images, or are cut off.
     """
 
     labels: tuple[LabelSummary, ...]
@@ -103,23 +104,22 @@ def run_free_solo(
         run_training(pretraining_config(pretraining, images, stages), stages.backbone)
     _check_backbone(config, backbone)
 
-    summaries = [_find_masks(config, backbone, dataset, stages, unread)]
+    summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
+    summaries = [summary]
     for number in range(stages.rounds + 1):
         if number:
             summaries.append(_label(config, dataset, stages, number))
         _say("round %d: training on %s", number, stages.labels(number))
         own = round_config(config, images, stages, number, backbone)
         run_training(own, stages.training(number))
-    return FreeSoloSummary(tuple(summaries), _predict(config, dataset, stages), unread)
+    predictions = _predict(config, dataset, stages)
+    return FreeSoloSummary(tuple(summaries), predictions, (*unread, *cut_off))
 
 
 def _list_images(dataset: CocoDataset, path: Path) -> None:
     """Writes the images as a json without objects, in which pre-training finds them."""
     if jax.process_index() == 0:
-        images = [
-            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
-            for i in dataset.images
-        ]
+        images = label_file.image_entries(dataset.images)
         info = label_file.LabelInfo(dataset.fingerprint, {}, "", "images without labels")
         label_file.write(path, images=images, annotations=[], info=info)
     gather_json(None)  # nobody reads it before it is there
@@ -141,10 +141,12 @@ def _find_masks(
     dataset: CocoDataset,
     stages: Stages,
     unread: Sequence[str],
-) -> LabelSummary:
+) -> tuple[LabelSummary, CocoDataset, tuple[str, ...]]:
+    """What was found, the images that could be read to their end, and the names of the others."""
     _say("masks: %s", stages.labels(0))
     find_masks(load_backbone(backbone), dataset, stages.labels(0), free_mask_run(config), unread)
-    summary = summarize(stages.labels(0), dataset.image_root)
+    found = label_file.load_labels(stages.labels(0), dataset.image_root)
+    summary = summarize(found)
     _report(stages.labels(0), summary)
     if not summary.objects:
         raise InputError(
@@ -152,7 +154,10 @@ def _find_masks(
             "the backbone for longer, or let weaker masks pass: remove the file and give "
             "--config.free_mask.min_maskness=0.5"
         )
-    return summary
+    known = {image.id for image in found.images}
+    whole = tuple(image for image in dataset.images if image.id in known)
+    cut_off = tuple(image.file_name for image in dataset.images if image.id not in known)
+    return summary, dataclasses.replace(dataset, images=whole), cut_off
 
 
 def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int) -> LabelSummary:
@@ -162,7 +167,7 @@ def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int
     output, checkpoint = stages.labels(number), stages.training(number - 1)
     _say("labels for round %d: what round %d finds", number, number - 1)
     write_labels(load(checkpoint), dataset, output, rule, str(checkpoint))
-    summary = summarize(output, dataset.image_root)
+    summary = summarize(label_file.load_labels(output, dataset.image_root))
     _report(output, summary)
     if not summary.objects:
         raise InputError(
@@ -179,19 +184,25 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
     model = load(checkpoint)
     _say("predictions: what round %d finds", stages.rounds)
     rule = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
-    if jax.process_index() == 0 and stages.predictions.exists():
-        # Nothing is built on predictions, so that older ones need not stop anybody.
-        wanted = labels_info(model, dataset, rule, str(checkpoint))
-        found = label_file.read_info(stages.predictions)
-        if found is None or found.fingerprint != wanted.fingerprint:
-            _logger.info("%s is of another model or images: made again", stages.predictions)
-            stages.predictions.unlink()
+    if jax.process_index() == 0:
+        _forget_others(stages.predictions, labels_info(model, dataset, rule, str(checkpoint)))
     written = write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
     if jax.process_index() == 0 and (written or not stages.overlays.is_dir()):
         _draw(dataset, stages, config.self_training.score_threshold)
-    summary = summarize(stages.predictions, dataset.image_root)
+    summary = summarize(label_file.load_labels(stages.predictions, dataset.image_root))
     _report(stages.predictions, summary)
     return summary
+
+
+def _forget_others(predictions: Path, wanted: label_file.LabelInfo) -> None:
+    """Removes predictions of another model: nothing is built on them, so they need stop nobody."""
+    PartFiles(predictions, wanted.fingerprint).remove_foreign()
+    if not predictions.exists():
+        return
+    found = label_file.read_info(predictions)
+    if found is None or found.fingerprint != wanted.fingerprint:
+        _logger.info("%s is of another model or images: made again", predictions)
+        predictions.unlink()
 
 
 def _draw(dataset: CocoDataset, stages: Stages, score_threshold: float) -> None:

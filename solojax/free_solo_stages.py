@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Stages:
 
     @property
     def images(self) -> Path:
-        """The images that can be read, as a COCO json."""
+        """The images, as a COCO json."""
         return self.workdir / "images.json"
 
     @property
@@ -56,7 +57,7 @@ class Stages:
 
 
 def pretraining_config(config: ConfigDict, images: Path, stages: Stages) -> ConfigDict:
-    """The config of pre-training, on the images that can be read."""
+    """The config of pre-training, on the images."""
     config = config.copy_and_resolve_references()
     config.data.format = "coco"
     config.data.root, config.data.train_images = str(images), ""
@@ -121,36 +122,40 @@ def recipe(
       backbone: that was given, or None.
       pretraining: the config of pre-training, as it was given.
     """
+    # Names of label files that are relative would be looked for among the images.
+    stages = Stages(stages.workdir.absolute(), stages.rounds)
+    images = images.absolute()
+    data = [f"--config.data.root={images}", "--config.data.train_images="]
+
+    def learn(spec: str, folder: Path, labels: Path, *more: str) -> str:
+        flags = ["--config", spec, "--workdir", folder, *more, *data]
+        return _command("train", *flags, f"--config.data.train_annotations={labels}")
+
     lines = []
     if backbone is None:
-        lines.append(
-            f"solojax train --config {pretraining} --workdir {stages.backbone} "
-            f"--config.data.format=coco --config.data.root={images} --config.data.train_images= "
-            f"--config.data.train_annotations={stages.images}"
-        )
+        form = "--config.data.format=coco"
+        lines.append(learn(pretraining, stages.backbone, stages.images, form))
     start = backbone or stages.backbone
-    search = ["--images", images, "--output", stages.labels(0), *_free_mask_flags(config)]
+    search = ["--checkpoint", start, "--images", images, "--output", stages.labels(0)]
+    search += _free_mask_flags(config)
     if annotations is not None:
         search += ["--annotations", annotations]
-    lines.append(" ".join(map(str, ["solojax free-mask --checkpoint", start, *search])))
+    lines.append(_command("free-mask", *search))
+    more = list(overrides)
+    if not config.model.checkpoint:
+        more.append(f"--config.model.backbone.checkpoint={start}")
     for number in range(stages.rounds + 1):
         if number:
             lines.append(
                 f"what {stages.training(number - 1)} finds, filtered: {stages.labels(number)}"
             )
-        lines.append(
-            " ".join(
-                [
-                    f"solojax train --config {spec} --workdir {stages.training(number)}",
-                    *overrides,
-                    f"--config.model.backbone.checkpoint={start} --config.data.root={images}",
-                    "--config.data.train_images=",
-                    f"--config.data.train_annotations={stages.labels(number)}",
-                ]
-            )
-        )
+        lines.append(learn(spec, stages.training(number), stages.labels(number), *more))
     lines.append(f"what {stages.training(stages.rounds)} finds: {stages.predictions}")
     return "\n".join(f"  {number}. {line}" for number, line in enumerate(lines, start=1))
+
+
+def _command(verb: str, *words: object) -> str:
+    return shlex.join(["solojax", verb, *map(str, words)])
 
 
 def _free_mask_flags(config: ConfigDict) -> list[str]:
@@ -167,9 +172,10 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
         for name in members
     ]
     return [
-        f"--{name} {_as_flag(getattr(mine, name))}"
+        word
         for theirs, mine, name in pairs
         if getattr(theirs, name) != getattr(mine, name)
+        for word in (f"--{name}", _as_flag(getattr(mine, name)))
     ]
 
 

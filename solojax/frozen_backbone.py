@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from solojax.build_contrast import build_contrast_task, example_views
 from solojax.build_network import build_backbone
-from solojax.config import base_config, from_json
+from solojax.config import base_config, checkpoint_config
 from solojax.config.schema import flatten, known_keys, set_value
 from solojax.errors import InputError
 from solojax.interop.load import import_backbone, open_checkpoint, with_stem
@@ -96,7 +96,7 @@ def load_backbone(checkpoint: str | os.PathLike, step: int | str | None = None) 
             raise InputError(f"{path} is a file, which has no step {step}: leave it out")
         return _from_file(path)
     first = load_variables(path, step=None if step == 0 else step)
-    config = _config_of(first.metadata, first.path)
+    config = checkpoint_config(first.metadata, first.path)
     if step == 0 and first.step != 0:
         return _initial(config, str(checkpoint))
     params = first.params if first.ema_params is None else first.ema_params
@@ -115,6 +115,11 @@ def random_backbone(like: FrozenBackbone, seed: int) -> FrozenBackbone:
     return dataclasses.replace(
         like, title=f"random weights, seed {seed}", variables={"batch_stats": {}, **variables}
     )
+
+
+def untrained_backbone(config: ConfigDict, seed: int) -> FrozenBackbone:
+    """The backbone of a config of any task with random weights, see `random_backbone`."""
+    return random_backbone(_frozen("", config, {}), seed)
 
 
 def _from_file(path: str) -> FrozenBackbone:
@@ -162,12 +167,6 @@ def _frozen(title: str, config: ConfigDict, variables: PyTree) -> FrozenBackbone
 
 def _network(config: ConfigDict) -> nn.Module:
     return build_backbone(config.model.backbone, "none", jnp.dtype("float32"))
-
-
-def _config_of(metadata: dict, path: str) -> ConfigDict:
-    if not isinstance(metadata.get("config"), str):
-        raise InputError(f"checkpoint {path} does not say what it was trained with: use another")
-    return from_json(metadata["config"])
 
 
 def _smallest_image() -> Array:

@@ -56,9 +56,16 @@ class PartFiles:
             found.update((index, result) for index, result in _read(path)["items"])
         return found
 
+    def remove_foreign(self) -> None:
+        """Removes the folder if its parts are of other work."""
+        owner = self.folder / _OWNER
+        if owner.exists() and _read(owner)["fingerprint"] != self._fingerprint:
+            self.remove()
+
     def remove(self) -> None:
-        """Removes the folder."""
-        shutil.rmtree(self.folder)
+        """Removes the folder, if it is there."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
 
 class PartWriter:

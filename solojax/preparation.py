@@ -15,7 +15,7 @@ from pathlib import Path
 from etils import epath
 
 from solojax.data.coco import CocoDataset, load_coco
-from solojax.data.image_files import SUFFIXES
+from solojax.data.image_folder import NO_CLASS, list_folder
 from solojax.data.image_io import encoded_size
 from solojax.data.instances import ImageRecord
 from solojax.data.records_features import instance_example, labelled_example
@@ -30,7 +30,6 @@ from solojax.errors import InputError
 from solojax.train.progress import progress_bar
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_NO_CLASS = -1
 _LOOKUPS = 32  # files whose size is asked for at once: over a network each takes milliseconds
 
 _logger = logging.getLogger(__name__)
@@ -131,10 +130,13 @@ def prepare_labelled(
       overwrite: likewise.
 
     Raises:
-      InputError: there are no images, or images beside class folders.
+      InputError: there are no images, or images beside class folders, or a name without a file.
     """
     classes, files = _find_labelled(kind, images)
     sizes = _file_sizes([os.path.join(images, name) for name, _ in files])
+    if None in sizes:
+        name, _ = files[sizes.index(None)]
+        raise InputError(f"{images / name}: this leads to no file; remove or mend it")
     unreadable: list[str] = []
 
     def make_example(index: int) -> dict:
@@ -298,31 +300,12 @@ def _digest(rows: Iterable[tuple]) -> str:
 
 def _find_labelled(kind: str, images: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """The classes, and (file name, label) of every image."""
-    if not images.is_dir():
-        raise InputError(f"--images {images}: no such folder")
-    entries = sorted(entry for entry in images.iterdir() if not entry.name.startswith("."))
-    classes = [entry.name for entry in entries if entry.is_dir()]
-    flat = [(e.name, _NO_CLASS) for e in entries if _is_image(e)]
-    if classes and flat:
-        raise InputError(
-            f"--images {images}: images ({flat[0][0]}, ...) beside folders ({classes[0]}, ...); "
-            "give a folder of images, or one of class folders"
-        )
+    found = list_folder(images)
+    classes = list(found.class_names)
     if kind == "imagenet":
         _check_wordnet_ids(images, classes)
-    files = flat or [
-        (path.relative_to(images).as_posix(), label)
-        for label, name in enumerate(classes)
-        for path in sorted((images / name).rglob("*"))
-        if _is_image(path)
-    ]
-    if not files:
-        raise InputError(f"--images {images}: no image there ({', '.join(SUFFIXES)})")
-    return classes, files
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    labels = [NO_CLASS] * len(found) if found.labels is None else found.labels.tolist()
+    return classes, list(zip(found.names, labels, strict=True))
 
 
 def _check_wordnet_ids(images: Path, classes: list[str]) -> None:

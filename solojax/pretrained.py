@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from solojax import foreign_models
-from solojax.config import from_json
+from solojax.config import checkpoint_config
 from solojax.config.schema import flatten
 from solojax.errors import InputError
 from solojax.interop.fitting import check_settings
@@ -90,9 +90,7 @@ def start_from_backbone(
 
 def _check_conventions(metadata: dict, path: str, config: ConfigDict) -> None:
     """Stems and normalisation must be what the weights were trained with."""
-    if not isinstance(metadata.get("config"), str):
-        raise InputError(f"checkpoint {path} does not say what it was trained with: use another")
-    trained = flatten(from_json(metadata["config"]))
+    trained = flatten(checkpoint_config(metadata, path))
     known = {key: trained[key] for key in _CONVENTIONS}
     check_settings(known, flatten(config), where=path)
 

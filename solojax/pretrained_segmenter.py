@@ -8,7 +8,7 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from solojax.config import from_json
+from solojax.config import checkpoint_config
 from solojax.config.schema import flatten
 from solojax.errors import InputError
 from solojax.interop.fitting import check_settings
@@ -83,11 +83,7 @@ def _read(path: str, config: ConfigDict) -> tuple[dict[Path, np.ndarray], str]:
         variables = {name: found.variables.get(name, {}) for name in ("params", "batch_stats")}
         return flatten_tree(variables), found.title
     loaded = load_variables(path)
-    if not isinstance(loaded.metadata.get("config"), str):
-        raise InputError(
-            f"checkpoint {loaded.path} does not say what it was trained with: use another"
-        )
-    trained = flatten(from_json(loaded.metadata["config"]))
+    trained = flatten(checkpoint_config(loaded.metadata, loaded.path))
     if "model.semantics" not in trained:
         raise InputError(
             f"checkpoint {loaded.path} is of a {trained['task']} run and no segmenter: give it as "

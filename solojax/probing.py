@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from solojax.build_network import build_backbone
 from solojax.data.labelled_images import (
     LabelledImages,
     labelled_coco,
@@ -27,7 +24,7 @@ from solojax.evaluators.probes import (
     run_probes,
 )
 from solojax.feature_extraction import FeatureExtraction, Features, make_extractor
-from solojax.frozen_backbone import FrozenBackbone, random_backbone
+from solojax.frozen_backbone import FrozenBackbone
 from solojax.train import distributed
 from solojax.train.progress import progress_bar
 from solojax.train.sharding import gather_json
@@ -50,14 +47,6 @@ class ProbeOutcome:
     figures: dict
     train: Examples
     test: Examples
-
-
-def untrained_backbone(config: ConfigDict, seed: int) -> FrozenBackbone:
-    """The backbone of a config of any task with random weights."""
-    model = config.model
-    network = build_backbone(model.backbone, "none", jnp.dtype("float32"))
-    like = FrozenBackbone("", network, {}, model.pixel_mean, model.pixel_std, config)
-    return random_backbone(like, seed)
 
 
 def load_labelled(images: Path, annotations: Path | None) -> LabelledImages:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import logging
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +22,9 @@ from solojax.inference import (
     predict_batches,
     warn_of_overflow,
 )
-from solojax.structures import Batch, Detections
+from solojax.labelling import label_images
 from solojax.train.progress import progress_bar
-from solojax.train.sharding import evaluation_mesh, gather_json
-
-_logger = logging.getLogger(__name__)
+from solojax.train.sharding import evaluation_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +69,9 @@ class LabelSummary:
     without_objects: int
 
 
-def summarize(path: Path, images: str | Path) -> LabelSummary:
-    """The numbers of a label file that is there.
-
-    Raises:
-      InputError: as `label_file.load_labels`.
-    """
-    dataset = label_file.load_labels(path, images)
-    counts = [len(record.annotations) for record in dataset.images]
+def summarize(labels: CocoDataset) -> LabelSummary:
+    """The numbers of a label file, as `label_file.load_labels` has it."""
+    counts = [len(record.annotations) for record in labels.images]
     return LabelSummary(len(counts), sum(counts), counts.count(0))
 
 
@@ -85,6 +79,8 @@ def write_labels(
     model: Segmenter, dataset: CocoDataset, output: Path, rule: LabelRule, checkpoint: str
 ) -> bool:
     """Writes what a model finds in every image of a data set, unless the file is there already.
+
+    A run that was stopped goes on. Images that cannot be read are not in the file.
 
     A label's embedding is the one that the network predicts for the detection: the semantic target
     of the next round. (The thesis does not say what that is; the nearest query of Free Mask would
@@ -103,32 +99,11 @@ def write_labels(
       Whether it was written; False where it was there, of this model, rule and images.
 
     Raises:
-      InputError: the file is there and is of another model, rule or images.
+      InputError: as `label_images`.
     """
     info = labels_info(model, dataset, rule, checkpoint)
-    exists = gather_json(output.exists() if jax.process_index() == 0 else None)[0]
-    if exists:
-        label_file.check_fingerprint(output, info.fingerprint, checkpoint, info.settings)
-        return False
-    widths = {image.id: image.width for image in dataset.images}
-    own = [
-        {"image_id": image_id, "labels": [_annotation(r) for r in kept]}
-        for image_id, results in _results_by_image(model, dataset)
-        if (kept := rule.choose(results, widths[image_id]))
-    ]
-    found = {part["image_id"]: part["labels"] for parts in gather_json(own) for part in parts}
-    if jax.process_index() == 0:
-        label_file.write(
-            output,
-            images=[
-                {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
-                for i in dataset.images
-            ],
-            annotations=[a for image in dataset.images for a in found.get(image.id, ())],
-            info=info,
-        )
-    gather_json(None)  # nobody reads it before it is there
-    return True
+    find = functools.partial(_labels_of, model, rule)
+    return label_images(dataset, output, info, find) is not None
 
 
 def labels_info(
@@ -153,9 +128,11 @@ def labels_info(
     )
 
 
-def _results_by_image(model: Segmenter, dataset: CocoDataset) -> Iterator[tuple[int, list[dict]]]:
-    """(image id, COCO results with `emb`) of this process's images, under a progress bar."""
-    config = model.config
+def _labels_of(
+    model: Segmenter, rule: LabelRule, dataset: CocoDataset
+) -> Iterator[tuple[int, list[dict] | None]]:
+    """(position in the data set, labels) of this process's images; None: cannot be read."""
+    config, threshold = model.config, model.config.evaluation.mask_threshold
     image_ids = [image.id for image in dataset.images]
     mesh = evaluation_mesh(config.evaluation.batch_size)
     batches = build_eval_batches(
@@ -171,38 +148,23 @@ def _results_by_image(model: Segmenter, dataset: CocoDataset) -> Iterator[tuple[
         for batch, detections in predict_batches(
             jit_predict(model.task, mesh), model.variables, batches, mesh
         ):
-            grouped: dict[int, list[dict]] = {}
-            for result in _with_embeddings(model, batch, detections, image_ids):
-                grouped.setdefault(result["image_id"], []).append(result)
-            yield from grouped.items()
+            found = collections.defaultdict(list)
+            for result in coco_results(
+                [(batch, detections)], image_ids, model.category_ids, threshold
+            ):
+                found[result["image_id"]].append(result)
+            for index, valid in zip(batch.image_index.tolist(), batch.valid, strict=True):
+                if index >= 0:
+                    image = dataset.images[index]
+                    chosen = rule.choose(found[image.id], image.width)
+                    yield index, [_annotation(r) for r in chosen] if valid else None
             overflow += int(np.sum(detections.overflow[batch.valid]))
             rows = int(np.sum(batch.image_index >= 0))
             bar.update(min(rows * processes, len(image_ids) - bar.n))
     warn_of_overflow(overflow)
 
 
-def _with_embeddings(
-    model: Segmenter, batch: Batch, detections: Detections, image_ids: list[int]
-) -> Iterator[dict]:
-    """COCO results; each with its embedding, where the network predicts any."""
-    results = coco_results(
-        [(batch, detections)],
-        image_ids,
-        model.category_ids,
-        model.config.evaluation.mask_threshold,
-    )
-    if detections.embeddings is None:
-        yield from results
-        return
-    shown = detections.valid & np.asarray(batch.valid)[:, None]
-    for result, embedding in zip(results, detections.embeddings[shown], strict=True):
-        yield result | {"emb": embedding}
-
-
 def _annotation(result: dict) -> dict:
-    """A COCO result as an annotation of a label file."""
-    entry = {key: result[key] for key in ("image_id", "segmentation", "bbox", "score")}
-    entry["area"] = float(coco_mask.area(result["segmentation"]))
-    if "emb" in result:
-        entry["emb"] = label_file.embedding_as_list(result["emb"])
-    return entry
+    """A COCO result as an annotation of a label file, with its embedding if it has one."""
+    entry = {key: value for key, value in result.items() if key != "category_id"}
+    return entry | {"area": float(coco_mask.area(result["segmentation"]))}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+
+import pytest
 
 # JAX reads these when it is imported, which no test module has done yet. Four devices on one
 # processor let every test about sharding run anywhere. What the environment says already wins.
@@ -15,3 +18,14 @@ def pytest_configure(config):
     if hasattr(config, "cache"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_of_other_files():
+    """Forgets the programs of a file with it: they take gigabytes, and every collection's time."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()  # what is left is wanted to the end

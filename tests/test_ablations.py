@@ -1,4 +1,4 @@
-"""Every ablation of thesis chapters 3 and 4 is a config key that changes what it says."""
+"""Every ablation of thesis chapters 3 to 5 is a config key that changes what it says."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from helpers.outputs import dynamic_outputs
 from helpers.tiny_config import get_config
 
 from solojax.build import build_task, train_rows
+from solojax.build_contrast import build_contrast_task
 from solojax.build_network import coarse_factors
-from solojax.config import apply_overrides, validate
+from solojax.config import apply_overrides, load_config, total_steps, validate
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example
 from solojax.errors import InputError
@@ -346,3 +347,49 @@ def test_strides_that_are_not_the_networks(strides):
     config = configured("model.head.kind=solo", f"model.grid.strides={strides}")
     with pytest.raises(InputError, match=r"model.grid.strides.*\(8, 8, 16, 32, 32\)"):
         build_task(config, 3)
+
+
+def pre_training(*overrides):
+    """The config of DenseCL on COCO, on which the ablations of section 5.3.3 are."""
+    return load_config("configs/densecl.py:coco", [f"--config.{each}" for each in overrides])
+
+
+@pytest.mark.parametrize("weight, warmup", [(0, 0), (0.3, 0), (0.9, 0), (1, 10_000)])
+def test_the_weight_of_the_dense_loss(weight, warmup):
+    """Table 5.6."""
+    words = f"contrast.dense_weight={weight}", f"contrast.dense_warmup_steps={warmup}"
+    task = build_contrast_task(pre_training(*words))
+    assert (task.dense_weight, task.dense_warmup_steps) == (weight, warmup)
+    shares = [task._dense_share(jnp.int32(step)) for step in (0, 9_999, 10_000)]
+    assert shares == pytest.approx([0, 0, weight] if warmup else [weight] * 3)
+
+
+@pytest.mark.parametrize("matching", ["random", "max_sim_embeddings", "max_sim_features"])
+def test_matching(matching):
+    """Table 5.7."""
+    config = pre_training(f"contrast.correspondence={matching}")
+    assert build_contrast_task(config).correspondence == matching
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (9, 9)])
+def test_the_grid_of_the_dense_head(grid):
+    """Table 5.8: features and dense outputs have the cells that are asked for, queues do not."""
+    encoder = build_contrast_task(
+        pre_training(f"model.grid={grid}", "model.backbone.depth=18")
+    ).encoder
+    image, key = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32), jax.random.key(0)
+    view, _ = jax.eval_shape(lambda image: encoder.init_with_output(key, image), image)
+    cells = grid[0] * grid[1]
+    assert view.features.shape == (2, cells, 512)
+    assert view.embeddings.grid.shape == (2, cells, 128)
+    assert view.embeddings.pooled.shape == (2, 128)
+
+
+def test_the_schedule_of_pre_training():
+    """Table 5.9."""
+    steps = [total_steps(pre_training(f"train.epochs={n}"), 462) for n in (200, 400, 800, 1600)]
+    assert steps == [200 * 462, 400 * 462, 800 * 462, 1600 * 462]
+
+
+def test_negatives():
+    assert build_contrast_task(pre_training("contrast.negatives=sampled")).negatives == "sampled"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import cv2
 import jax
 import numpy as np
@@ -10,11 +12,13 @@ from helpers.small_densecl import SmallBackbone
 
 from solojax.cli.main import main
 from solojax.config import base_config, load_config
+from solojax.contrast_run import contrast_run
 from solojax.errors import InputError
 from solojax.inference import load
 from solojax.pretrained import start_from_backbone
 from solojax.train.checkpoints import load_variables
 from solojax.train.metric_writer import read_metrics
+from solojax.train.sharding import make_mesh
 from solojax.training import run_training
 
 OVERRIDES = (
@@ -91,6 +95,15 @@ def test_other_images_are_refused(finished, photos, tmp_path):
         (tmp_path / f"{index}.png").write_bytes((photos / "0.png").read_bytes())
     with pytest.raises(InputError, match="its images are not those"):
         run_training(small_config(tmp_path, "--config.train.total_steps=3"), workdir)
+
+
+def test_images_none_of_which_can_be_read_are_refused(photos, tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index:02}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of 32 images tried.*00.png: the image"):
+        run_training(small_config(tmp_path), tmp_path / "run")
+    shutil.copy(photos / "0.png", tmp_path / "39.png")
+    contrast_run(small_config(tmp_path), make_mesh())
 
 
 def test_what_segments_says_that_it_is_no_segmenter(finished, capsys):

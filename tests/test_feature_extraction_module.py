@@ -14,8 +14,7 @@ from solojax.data.center_crop import CenterCropRows
 from solojax.data.image_folder import list_folder
 from solojax.errors import InputError
 from solojax.feature_extraction import FeatureExtraction, make_extractor
-from solojax.frozen_backbone import FrozenBackbone
-from solojax.probing import untrained_backbone
+from solojax.frozen_backbone import FrozenBackbone, untrained_backbone
 from solojax.train.sharding import make_mesh
 
 needs_four = pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers.photos import color_backbone
+from helpers.photos import write_photos as write_blocks
 
+from solojax import free_solo
 from solojax.build import build_task
 from solojax.cli.main import main
 from solojax.config import load_config
@@ -46,20 +50,38 @@ def test_every_round_starts_alike_on_labels_of_its_own(tmp_path):
     assert config.model.backbone.checkpoint == ""
 
 
-def test_the_recipe_names_every_stage_with_its_settings(tmp_path):
-    config = load_config(TINY, ["--config.free_mask.min_center=none"])
-    text = recipe(
-        config, Path("photos"), Stages(Path("w"), 1), spec=TINY, overrides=["--config.seed=3"],
-        backbone=None, pretraining="configs/densecl.py:tiny",
-    )  # fmt: skip
-    lines = text.splitlines()
-    assert len(lines) == 6
-    assert "--config configs/densecl.py:tiny --workdir w/backbone" in lines[0]
-    assert lines[0].endswith("train_annotations=w/images.json")
-    assert "free-mask --checkpoint w/backbone --images photos --output w/masks.json" in lines[1]
-    assert lines[1].endswith("--short_side 384 --long_side 640 --canvas buckets --min_center off")
-    assert "--config.seed=3" in lines[2] and "train_annotations=w/masks.json" in lines[2]
-    assert "train_annotations=w/labels1.json" in lines[4]
+def recipe_of(overrides=(), backbone=None, images="photos"):
+    config = load_config(TINY, overrides)
+    pretraining = "configs/densecl.py:tiny"
+    text = recipe(config, Path(images), Stages(Path("w"), 1), spec=TINY, overrides=overrides,
+                  backbone=backbone, pretraining=pretraining)  # fmt: skip
+    return [shlex.split(line)[1:] for line in text.splitlines()]
+
+
+def test_the_recipe_names_every_stage_with_its_settings():
+    overrides = ["--config.free_mask.min_center=0.3", "--config.seed=3"]
+    backbone, search, first, labels, second, last = recipe_of(overrides, images="my photos")
+    workdir, images = Path("w").absolute(), str(Path("my photos").absolute())
+    assert backbone[:4] == ["solojax", "train", "--config", "configs/densecl.py:tiny"]
+    assert f"--config.data.train_annotations={workdir}/images.json" in backbone
+    assert search[:4] == ["solojax", "free-mask", "--checkpoint", f"{workdir}/backbone"]
+    assert search[4:8] == ["--images", images, "--output", f"{workdir}/masks.json"]
+    config = load_config(TINY, overrides)
+    given = dict(zip(search[8::2], search[9::2], strict=True))
+    assert given["--short_side"] == str(config.free_mask.short_side)
+    assert given["--min_center"] == "0.3"
+    for words, name in ((first, "masks.json"), (second, "labels1.json")):
+        assert {*overrides, f"--config.data.root={images}"} <= set(words)
+        # Relative to data.root unless it is absolute.
+        assert f"--config.data.train_annotations={workdir}/{name}" in words
+        assert f"--config.model.backbone.checkpoint={workdir}/backbone" in words
+    assert labels[1] == f"{workdir}/round0" and last[-1] == f"{workdir}/predictions.json"
+
+
+def test_the_recipe_of_a_segmenter_that_trains_on_names_no_backbone():
+    _, first, *_ = recipe_of(["--config.model.checkpoint=runs/s"], backbone="b.pth")
+    assert "--config.model.checkpoint=runs/s" in first
+    assert not any("backbone.checkpoint" in word for word in first)
 
 
 def test_the_task_gets_what_the_config_says():
@@ -150,7 +172,7 @@ OVERRIDES = [
 
 
 def write_photos(folder):
-    """Eight images of discs, two of one name, and two files that are none."""
+    """Eight images of discs, two of one name, and three files that are none."""
     rng = np.random.default_rng(0)
     (folder / "more").mkdir(parents=True)
     for number in range(8):
@@ -161,8 +183,31 @@ def write_photos(folder):
             cv2.circle(image, centre, int(rng.integers(10, 22)), color, -1)
         place = folder / "more" if number >= 4 else folder
         cv2.imwrite(str(place / f"p{number % 7}.png"), image)
+    whole = (folder / "p0.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
     (folder / "empty.png").write_bytes(b"")
+
+
+def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monkeypatch):
+    """Their headers are whole, so that Free Mask is the first to find out."""
+    folder = write_blocks(tmp_path / "photos")
+    whole = (folder / "c" / "0.png").read_bytes()
+    (folder / "c" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(free_solo, "load_backbone", lambda _: color_backbone())
+    overrides = [
+        "free_mask.min_maskness=0.5",
+        "free_mask.short_side=192",
+        "free_mask.long_side=400",
+    ]
+    config = load_config(TINY, [f"--config.{override}" for override in overrides])
+    dataset, unread = free_solo.load_photos(folder)
+    assert len(dataset.images) == 8 and unread == ()
+    for _ in range(2):  # the second time from the file
+        stages = Stages(tmp_path / "w", 1)
+        summary, readable, cut_off = free_solo._find_masks(config, "b", dataset, stages, unread)
+        assert cut_off == ("c/cut.png",) and summary.images == len(readable.images) == 7
+        assert summary.objects > 7
 
 
 @pytest.mark.slow
@@ -177,7 +222,7 @@ def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO, logger="solojax")
     assert main(arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
-    assert "2 files could not be read: broken.jpg, empty.png" in shown
+    assert "3 files could not be read: broken.jpg, empty.png, cut.png" in shown
     predictions = json.loads((workdir / "predictions.json").read_text())
     names = [image["file_name"] for image in predictions["images"]]
     assert len(names) == 8 and {"p0.png", "more/p0.png"} <= set(names)

@@ -46,6 +46,11 @@ def test_parts_of_other_work_are_refused(parts, tmp_path):
     with pytest.raises(InputError, match=r"out.json.parts: a run with another checkpoint"):
         PartFiles(tmp_path / "deep" / "out.json", "other").open()
     assert parts.open() == 1
+    parts.remove_foreign()
+    assert parts.folder.exists()
+    PartFiles(tmp_path / "deep" / "out.json", "other").remove_foreign()
+    assert not parts.folder.exists()
+    parts.remove()  # it need not be there
 
 
 def test_a_damaged_part_is_named(parts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ SCORES = np.array([[0.9, 0.2, 0.0], [0.8, 0.0, 0.0], [0.7, 0.6, 0.5]], np.float3
 
 
 def detections():
-    """Row b's detection m has the embedding (b, m, b, m); the row 2 is not valid."""
+    """Row b's detection m has the embedding (b, m, b, m)."""
     masks = np.zeros((3, M, 8, 8), np.float32)
     masks[:, :, 2:6, 1:5] = 1.0
     rows, columns = np.meshgrid(np.arange(3), np.arange(M), indexing="ij")
@@ -38,21 +39,32 @@ def batch():
     sizes = np.full((3, 2), 32, np.int32)
     return Batch(
         image=np.zeros((3, 32, 32, 3), np.uint8), image_size=sizes, original_size=sizes,
-        valid=np.array([True, True, False]), image_index=np.array([1, 0, -1], np.int32),
+        valid=np.array([True, True, False]), image_index=np.zeros(3, np.int32),
         seed=np.zeros(3, np.uint32), dropped_instances=np.zeros(3, np.int32),
         instances=Instances(none, none, none, none, none),
     )  # fmt: skip
 
 
+ROW_OF_IMAGE = {7: 0, 5: 1, 9: 2}
+
+
+def predict_last_first(predict, variables, dataset, mesh):
+    """Batches of one image, and one row that is none."""
+    for index, image in reversed(list(enumerate(dataset.images))):
+        rows = [ROW_OF_IMAGE[image.id], 2]
+        images, found = jax.tree.map(lambda x, rows=rows: x[rows], (batch(), detections()))
+        yield images.replace(image_index=np.array([index, -1], np.int32)), found
+
+
 @pytest.fixture
 def model(monkeypatch):
-    """A model that finds `detections` in a data set of two images, in its own order."""
+    """A model that finds `detections` in a data set of three images, in its own order."""
     config = load_config("configs/freesolo.py:tiny")
-    monkeypatch.setattr(pseudo_labels, "build_eval_batches", lambda *_, **__: lambda: [])
-    monkeypatch.setattr(pseudo_labels, "jit_predict", lambda task, mesh: None)
     monkeypatch.setattr(
-        pseudo_labels, "predict_batches", lambda *_: iter([(batch(), detections())])
+        pseudo_labels, "build_eval_batches", lambda _, dataset, **__: lambda: dataset
     )
+    monkeypatch.setattr(pseudo_labels, "jit_predict", lambda task, mesh: None)
+    monkeypatch.setattr(pseudo_labels, "predict_batches", predict_last_first)
     return types.SimpleNamespace(
         task=None, config=config, category_ids=(1,), step=3, variables={"a": np.ones(2, np.float32)}
     )
@@ -72,10 +84,40 @@ def test_labels_keep_their_own_embeddings(model, dataset, tmp_path):
         image.id: [annotation.embedding.tolist() for annotation in image.annotations]
         for image in labels.images
     }
-    assert found == {5: [[1, 0, 1, 0]], 7: [[0, 0, 0, 0], [0, 1, 0, 1]], 9: []}
+    # Image 9 cannot be read.
+    assert found == {5: [[1, 0, 1, 0]], 7: [[0, 0, 0, 0], [0, 1, 0, 1]]}
     assert labels.images[0].annotations[0].bbox_xywh == (4, 8, 16, 16)
     assert read_info(output).checkpoint == "step 3 of runs/a"
-    assert summarize(output, tmp_path) == LabelSummary(images=3, objects=3, without_objects=1)
+    assert summarize(labels) == LabelSummary(images=2, objects=3, without_objects=0)
+
+
+def test_images_without_labels_stay_in_the_file(model, dataset, tmp_path):
+    output = tmp_path / "labels.json"
+    assert write_labels(model, dataset, output, LabelRule(score_threshold=0.85), "runs/a")
+    labels = load_labels(output, tmp_path)
+    assert [len(image.annotations) for image in labels.images] == [0, 1]
+    assert summarize(labels) == LabelSummary(images=2, objects=1, without_objects=1)
+
+
+def test_a_run_that_was_stopped_goes_on(model, dataset, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole.json", tmp_path / "labels.json"
+    assert write_labels(model, dataset, whole, LabelRule(), "runs/a")
+    seen, choose = [], LabelRule.choose
+
+    def interrupted(rule, results, width):
+        seen.append([result["image_id"] for result in results])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return choose(rule, results, width)
+
+    monkeypatch.setattr(LabelRule, "choose", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_labels(model, dataset, output, LabelRule(), "runs/a")
+    assert not output.exists()
+    assert write_labels(model, dataset, output, LabelRule(), "runs/a")
+    assert seen == [[], [7, 7], [5], [5]]  # image 5 alone is done again
+    assert output.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "labels.json.parts").exists()
 
 
 def test_a_file_of_the_same_model_and_rule_stays_and_others_are_refused(model, dataset, tmp_path):

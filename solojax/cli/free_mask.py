@@ -173,7 +173,7 @@ def _backbone(args: argparse.Namespace) -> FrozenBackbone:
 def _random_backbone(args: argparse.Namespace) -> FrozenBackbone:
     """Of the config's network and seed, or of a ResNet-50's."""
     from solojax.config import apply_overrides, base_config
-    from solojax.probing import untrained_backbone
+    from solojax.frozen_backbone import untrained_backbone
 
     if args.config is not None:
         config = flags.read_config(args)

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         probes=args.probes,
         neighbors=args.k,
         temperature=args.temperature,
-        costs=args.costs or COSTS,
+        costs=COSTS if args.costs is None else args.costs,
         folds=args.folds,
         shots=args.shots,
         repeats=args.repeats,
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backbone(args: argparse.Namespace) -> FrozenBackbone:
-    from solojax import frozen_backbone, probing
+    from solojax import frozen_backbone
 
     given = [*(["--config"] if args.config else []), *args.overrides]
     if str(args.checkpoint) != frozen_backbone.RANDOM:
@@ -173,7 +173,7 @@ def _backbone(args: argparse.Namespace) -> FrozenBackbone:
         raise InputError("--checkpoint random needs --config: give one that names the backbone")
     if args.step is not None:
         raise InputError(f"--checkpoint random has no step {args.step}: leave --step out")
-    return probing.untrained_backbone(flags.read_config(args), args.seed)
+    return frozen_backbone.untrained_backbone(flags.read_config(args), args.seed)
 
 
 def _words(text: str) -> tuple[str, ...]:

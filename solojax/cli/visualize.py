@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from solojax.cli import flags
@@ -200,7 +201,10 @@ def _steps(text: str | None) -> list[int | str | None]:
 def _threshold(text: str) -> float | str:
     if text == _NO_THRESHOLD:
         return text
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not -1 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no cosine: give -1 to 1, or {_NO_THRESHOLD}")
     return value

@@ -8,7 +8,7 @@ from solojax.config.base import base_config
 from solojax.config.contrastive import contrastive_config
 from solojax.config.files import find_config, shipped_configs
 from solojax.config.free_solo import free_solo_config
-from solojax.config.json_text import from_json, to_json
+from solojax.config.json_text import checkpoint_config, from_json, to_json
 from solojax.config.loading import apply_overrides, load_config
 from solojax.config.published import SCHEDULES, published_config
 from solojax.config.schedule import (
@@ -24,6 +24,7 @@ __all__ = [
     "SCHEDULES",
     "apply_overrides",
     "base_config",
+    "checkpoint_config",
     "contrastive_config",
     "evaluation_interval",
     "find_config",

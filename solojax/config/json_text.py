@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -54,3 +56,21 @@ def from_json(text: str) -> ConfigDict:
             raise InputError(f"config key '{path}' is {value!r}: {error}") from error
     check_keys(config)
     return config
+
+
+def checkpoint_config(metadata: Mapping[str, Any], path: str) -> ConfigDict:
+    """The config that a checkpoint was trained with.
+
+    Args:
+      metadata: of the checkpoint; the config is the JSON text under "config".
+      path: of the checkpoint, for messages.
+
+    Raises:
+      InputError: there is none, or as `from_json`.
+    """
+    if not isinstance(metadata.get("config"), str):
+        raise InputError(f"checkpoint {path} does not say what it was trained with: use another")
+    try:
+        return from_json(metadata["config"])
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from error

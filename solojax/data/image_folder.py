@@ -176,8 +176,12 @@ def list_records(root: str | Path, split: str) -> ImageList:
 
 
 def walk_images(folder: Path) -> Iterator[str]:
-    """Names of the image files in a folder and the folders in it, below the folder."""
-    for path, _, files in os.walk(folder, followlinks=False):
+    """Names of the image files in a folder and the folders in it, below the folder.
+
+    Files and folders whose name begins with a dot are passed over.
+    """
+    for path, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(path, folder)
         for name in files:
             if _is_image(name):

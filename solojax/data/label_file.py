@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from solojax.data.coco import CocoDataset, parse_document, read_document
-from solojax.data.instances import Category
+from solojax.data.instances import Category, ImageRecord
 from solojax.errors import InputError
 
 CATEGORY = Category(1, "object")
@@ -84,10 +84,10 @@ def write(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbered = [
+    numbered = (
         {"id": number, "category_id": CATEGORY.id, "iscrowd": 0} | annotation
         for number, annotation in enumerate(annotations, start=1)
-    ]
+    )
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "w") as file:
@@ -95,13 +95,21 @@ def write(
             file.write(_HEAD + json.dumps(dataclasses.asdict(info)))
             file.write(f', "categories": {json.dumps([dataclasses.asdict(CATEGORY)])}')
             for name, entries in (("images", images), ("annotations", numbered)):
-                lines = ",\n".join(json.dumps(entry) for entry in entries)
-                file.write(f',\n"{name}": [\n{lines}\n]')
+                file.write(f',\n"{name}": [')
+                for number, entry in enumerate(entries):
+                    file.write((",\n" if number else "\n") + json.dumps(entry))
+                file.write("\n]")
             file.write("}\n")
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def image_entries(records: Iterable[ImageRecord]) -> list[dict]:
+    """COCO's entries of images, as `write` wants them."""
+    keys = ("id", "file_name", "height", "width")
+    return [{key: getattr(record, key) for key in keys} for record in records]
 
 
 def embedding_as_list(embedding: np.ndarray) -> list[float]:

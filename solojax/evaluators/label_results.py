@@ -46,6 +46,8 @@ def load_predictions(path: str | Path, annotations: str | Path) -> list[dict]:
     ):
         if left_out:
             _logger.warning("%s: %d of %d images %s", path, left_out, len(images), other)
+    if not isinstance(document["annotations"], list):
+        raise InputError(f'{path}: its "annotations" are no list; write the file again')
     results = []
     for index, entry in enumerate(document["annotations"]):
         try:
@@ -64,9 +66,14 @@ def load_predictions(path: str | Path, annotations: str | Path) -> list[dict]:
 
 def _ids_by_name(document: object, path: str | Path) -> dict[str, int]:
     images = document.get("images") if isinstance(document, Mapping) else None
+    ids: dict[str, int] = {}
     try:
-        return {field(image, "file_name"): field(image, "id") for image in images}
+        for image in images:
+            name, image_id = field(image, "file_name"), field(image, "id")
+            if ids.setdefault(name, image_id) != image_id:
+                raise ValueError(f"{name!r} is there as {ids[name]} and as {image_id}")
     except (TypeError, ValueError) as problem:
         raise InputError(
             f'{path}: its "images" need "file_name" and "id" for masks to be matched ({problem})'
         ) from None
+    return ids

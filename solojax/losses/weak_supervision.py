@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from solojax.losses.dice import dice_loss
-from solojax.ops.neighbors import neighbor_offsets, unfold_neighbors
+from solojax.ops.neighbors import neighbor_offsets
 from solojax.ops.vectors import l2_normalize
 from solojax.structures import Array
 
@@ -33,31 +31,13 @@ def projection_loss(
     )
 
 
-def pairwise_terms(logits: Array, *, size: int = 3, dilation: int = 2) -> Array:
-    """-log of the probability that a pixel and its neighbour are on the same side of the mask.
-
-    Both in the foreground or both in the background, taken as independent (Tian et al. 2021,
-    equation 4), in logarithms throughout. Outside the map nothing is asked, and the value is 0.
-
-    Args:
-      logits: (..., h, w).
-      size: see `unfold_neighbors`.
-      dilation: likewise.
-
-    Returns:
-      (..., size^2 - 1, h, w), not negative.
-    """
-    unfold = functools.partial(unfold_neighbors, size=size, dilation=dilation)
-    inside, outside = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    return -jnp.logaddexp(
-        inside[..., None, :, :] + unfold(inside), outside[..., None, :, :] + unfold(outside)
-    )
-
-
 def pairwise_loss(
     logits: Array, edges: Array, columns: Array, rows: Array, *, dilation: int = 2
 ) -> Array:
-    """Sums of `pairwise_terms` over the edges that start in each mask's box.
+    """Sums, over the edges that start in each mask's box, of what speaks against the edge.
+
+    That is -log of the probability that both pixels are in the foreground or both in the
+    background, taken as independent (Tian et al. 2021, equation 4), in logarithms throughout.
 
     The pixels p and q have one term between them, and are an edge from p to q and from q to p: the
     terms of half of the directions are computed, and each is weighed with both edges. None of them
@@ -66,7 +46,8 @@ def pairwise_loss(
     Args:
       logits: (B, P, h, w).
       edges: (B, 8, h, w) bool, from every pixel to its neighbours; none leads out of the map.
-      columns: (B, P, w) bool, of the coarse mask's box.
+      columns: (B, P, w) bool, those in which the coarse mask has a pixel: with `rows` its box, less
+        what a gap through all of the mask leaves out, as published.
       rows: (B, P, h) bool, likewise.
       dilation: distance of the neighbours.
 

@@ -29,21 +29,6 @@ def to_grayscale(rgb: Array) -> Array:
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
-def adjust_brightness(rgb: Array, factor: Array) -> Array:
-    """Mixes with black: 0 is black, 1 the image itself, more is brighter. `factor` is (...)."""
-    return _blend(rgb, 0.0, _per_image(factor))
-
-
-def adjust_contrast(rgb: Array, factor: Array) -> Array:
-    """Mixes with the mean of the grayscale image: 0 is one grey, 1 the image itself."""
-    return _blend(rgb, _mean(to_grayscale(rgb)), _per_image(factor))
-
-
-def adjust_saturation(rgb: Array, factor: Array) -> Array:
-    """Mixes with the grayscale image: 0 is without colour, 1 the image itself."""
-    return _blend(rgb, to_grayscale(rgb), _per_image(factor))
-
-
 def rotate_hue(rgb: Array, turn: Array) -> Array:
     """Turns HSV's hue by a fraction of the full circle; value and saturation stay.
 

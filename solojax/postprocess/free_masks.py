@@ -126,15 +126,15 @@ def pyramid_queries(
     Args:
       features: (B, h, w, C) float32.
       cells: (B, 2) int32, see `find_free_masks`.
-      scales: each in (0, 1]; one at which the canvas has no query is passed over.
+      scales: each in (0, 1]. One at which the canvas has no query gives one that is no image's.
 
     Returns:
-      (B, Q, C) and whether the image has that query (B, Q): scale by scale, row by row.
+      (B, Q, C), Q > 0, and whether the image has that query (B, Q): scale by scale, row by row.
     """
     batch, height, width, channels = features.shape
     queries, valid = [], []
     for scale in scales:
-        rows, columns = int(height * scale), int(width * scale)
+        rows, columns = max(int(height * scale), 1), max(int(width * scale), 1)
         resized = features
         if scale != 1:
             resized = jnp.einsum(

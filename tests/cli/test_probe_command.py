@@ -186,6 +186,7 @@ def test_a_class_that_is_too_small_once_broken_images_are_out(photos, tmp_path):
 def test_bad_flags(photos, tmp_path):
     refusal(probe(photos), "k is 20 and there are 16 training images", "--k 16")
     refusal(probe(photos, "--costs", "1,x"), "give numbers with commas between")
+    refusal(probe(photos, "--costs", ","), "no cost for the SVM: give at least one")
     refusal(probe(photos, "--shots", "1.5"), "whole numbers")
     refusal(probe(photos, "--probes", "svn"), "svn")
     refusal(probe(photos, "--crop", "64"), "short side 36")

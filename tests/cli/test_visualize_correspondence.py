@@ -217,7 +217,7 @@ def test_files_that_cannot_be_read_are_left_out_and_counted(runs, tmp_path):
     ("words", "options", "parts"),
     [
         (["--threshold", "2"], {}, ["--threshold", "2 is no cosine", "-1 to 1, or none"]),
-        (["--threshold", "high"], {}, ["--threshold", "'high'"]),
+        (["--threshold", "high"], {}, ["--threshold", "high is no cosine"]),
         ([], {"flags": ("--size", "60x64")}, ["60x64", "multiples of 32"]),
         ([], {"flags": ("--stage", "6")}, ["--stage", "6"]),
         (["--seed", "-1"], {}, ["--seed", "-1 is not a whole number"]),

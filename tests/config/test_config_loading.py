@@ -4,7 +4,14 @@ import textwrap
 
 import pytest
 
-from solojax.config import find_config, from_json, load_config, shipped_configs, to_json
+from solojax.config import (
+    checkpoint_config,
+    find_config,
+    from_json,
+    load_config,
+    shipped_configs,
+    to_json,
+)
 from solojax.config.names import nearest_name
 from solojax.errors import InputError
 
@@ -195,3 +202,10 @@ def test_nearest_name():
     assert nearest_name("lr", known) == "optimizer.learning_rate"
     assert nearest_name("model.log_every", known) == "train.log_every"
     assert nearest_name("zzz", known) in known
+
+
+def test_the_config_of_a_checkpoint_names_it_where_there_is_none():
+    assert checkpoint_config({"config": '{"seed": 7}'}, "runs/a/3").seed == 7
+    assert "runs/a/3 does not say" in error_of(checkpoint_config, {"data": "x"}, "runs/a/3")
+    line = error_of(checkpoint_config, {"config": '{"sed": 7}'}, "runs/a/3")
+    assert line.startswith("checkpoint runs/a/3: ") and "'sed'" in line

@@ -76,6 +76,26 @@ def test_the_other_ablations():
     assert embedding_width(load_config("configs/solov2.py")) is None
 
 
+def test_full_supervision_trains_as_solov2_does():
+    config, published = load_config(f"{FILE}:supervised"), load_config("configs/solov2.py:r50,3x")
+    assert config.optimizer.to_dict() == published.optimizer.to_dict()
+    assert (config.train.epochs, config.train.total_steps) == (36, None)
+    assert config.model.backbone == published.model.backbone
+    assert config.model.num_classes == 1 and not config.strong.enabled
+    tiny = load_config(f"{FILE}:tiny,supervised")
+    assert (tiny.train.total_steps, tiny.optimizer.name) == (250, "adamw")
+
+
+def test_tiny_has_room_for_what_it_finds_and_pastes():
+    config = load_config(f"{FILE}:tiny")
+    assert config.data.max_instances == 2 * config.free_mask.max_masks
+    assert config.self_training.max_labels == config.free_mask.max_masks
+    assert config.free_mask.min_center is None
+    pretraining = load_config("configs/densecl.py:tiny").model
+    for key in ("depth", "width", "stride_in_1x1", "norm"):
+        assert config.model.backbone[key] == pretraining.backbone[key]
+
+
 def test_fine_tuning_schedules():
     """Thesis 6.3.1."""
     schedules = {"images5": (20_000, (12_000, 18_000)), "masks10": (90_000, (60_000, 80_000))}

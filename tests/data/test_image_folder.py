@@ -31,6 +31,8 @@ def test_class_folders(tmp_path):
     folder = write_class_folders(tmp_path / "images", CLASSES)
     (folder / ".hidden").mkdir()
     (folder / "cat" / ".hidden.png").write_bytes(b"")
+    (folder / "cat" / ".checkpoints").mkdir()
+    (folder / "cat" / ".checkpoints" / "copy.png").write_bytes(b"")
     (folder / "cat" / "notes.txt").write_text("no image")
     images = list_folder(folder)
     assert images.names == NAMES and images.class_names == CLASSES

@@ -23,6 +23,8 @@ def test_class_folders(tmp_path):
     images = write_class_folders(tmp_path / "images", CLASSES)
     (images / ".hidden").mkdir()
     (images / "cat" / "notes.txt").write_text("no image")
+    (images / "cat" / ".checkpoints").mkdir()
+    (images / "cat" / ".checkpoints" / "copy.png").write_bytes(b"")
     prepare_labelled("folder", images, str(tmp_path / "out"), "train", num_shards=2)
     split = open_split(tmp_path / "out", "train")
     assert split.manifest.categories == ((0, "ant"), (1, "bee"), (2, "cat"))
@@ -70,6 +72,13 @@ def test_imagenet(tmp_path):
         prepare_labelled("imagenet", images / ids[0], str(tmp_path / "new"), "train")
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    images = write_class_folders(tmp_path / "images", CLASSES)
+    (images / "cat" / "lost.png").symlink_to(tmp_path / "absent.png")
+    with pytest.raises(InputError, match="cat/lost.png: this leads to no file"):
+        prepare_labelled("folder", images, str(tmp_path / "out"), "train")
+
+
 def test_a_second_start_goes_on(tmp_path):
     images = write_class_folders(tmp_path / "images", CLASSES)
     prepare_labelled("folder", images, str(tmp_path / "out"), "train", num_shards=3)
@@ -87,7 +96,7 @@ def test_bad_folders(tmp_path):
         with pytest.raises(InputError, match=match):
             prepare_labelled("folder", folder, str(tmp_path / "out"), "train")
 
-    refused(tmp_path / "nothing", "no such folder")
+    refused(tmp_path / "nothing", "no such image folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no image there")
     images = write_class_folders(tmp_path / "images", CLASSES)

@@ -79,6 +79,8 @@ def test_results_are_read_as_before(files):
         (lambda d: d.update(images=[image(1, "else.jpg")]), "none of its 1 images is in"),
         (lambda d: d.pop("images"), 'need "file_name" and "id"'),
         (lambda d: d.pop("annotations"), "not a list of results"),
+        (lambda d: d.update(annotations=None), '"annotations" are no list'),
+        (lambda d: d["images"].append(image(7, "b/x.jpg")), "'b/x.jpg' is there as 1 and as 7"),
     ],
 )
 def test_label_files_that_do_not_hold_together(files, change, message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from helpers.compiling import quick_compile
 from helpers.small_densecl import SmallBackbone
 
 from solojax.cli.main import main
@@ -15,10 +16,10 @@ from solojax.cli.main import main
 
 def use_small_untrained_backbone(patch: pytest.MonkeyPatch) -> None:
     """Puts `SmallBackbone` in the place of the ResNet of `--checkpoint random`."""
-    patch.setattr("solojax.probing.build_backbone", lambda *arguments: SmallBackbone())
+    patch.setattr("solojax.frozen_backbone.build_backbone", lambda *arguments: SmallBackbone())
 
 
 if __name__ == "__main__":
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compile():
         use_small_untrained_backbone(patch)
         sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ import numpy as np
 from solojax.models.contrastive_encoder import ContrastiveEncoder
 from solojax.models.densecl_neck import DenseCLNeck
 from solojax.models.layers import Conv, backbone_norm
+from solojax.ops.images import normalize_pixels
 from solojax.structures import ViewBatch
 from solojax.tasks.densecl import DenseCL
 from solojax.train.state import TrainState, create_state
@@ -67,6 +68,16 @@ def use_small_backbone(monkeypatch) -> None:
         "solojax.build_contrast.build_backbone",
         lambda backbone, remat, dtype, group: SmallBackbone(group, dtype),
     )
+
+
+def use_plain_colors(monkeypatch) -> None:
+    """Leaves the colours of contrastive configs' views as they are, for tests of something else:
+    what changes them takes as long to compile as all the rest of a step."""
+
+    def normalize(views, seeds, *, pixel_mean, pixel_std, dtype, **settings):
+        return normalize_pixels(views, pixel_mean, pixel_std, dtype)
+
+    monkeypatch.setattr("solojax.build_contrast.augment_views", normalize)
 
 
 def random_views(seed=0, rows=ROWS) -> ViewBatch:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import plain_weak_losses as plain
+from helpers.edge_terms import edge_terms
 from helpers.plain_layers import sigmoid
 
 from solojax.losses.weak_supervision import (
     count_edges,
     embedding_loss,
     pairwise_loss,
-    pairwise_terms,
     projection_loss,
 )
 from solojax.ops.neighbors import unfold_neighbors
@@ -53,21 +53,6 @@ def test_pairwise_sums_and_counts():
     assert counts.min() > 0
 
 
-def test_half_of_the_directions_are_all_of_them():
-    """Sums and gradients are those of the terms of all eight neighbours."""
-    box = SHADOW[1][..., :, None] & SHADOW[0][..., None, :]
-    weight = EDGES[:, None] & box[:, :, None]
-
-    def all_terms(logits):
-        return jnp.sum(pairwise_terms(logits, dilation=2) * weight, axis=(2, 3, 4))
-
-    np.testing.assert_allclose(pairwise_loss(LOGITS, EDGES, *SHADOW), all_terms(LOGITS), rtol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(pairwise_loss(x, EDGES, *SHADOW) ** 2))(LOGITS)
-    wanted = jax.grad(lambda x: jnp.sum(all_terms(x) ** 2))(LOGITS)
-    scale = np.abs(wanted).max()
-    np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-5 * scale)
-
-
 def test_gradients_are_differences():
     with jax.enable_x64(True):
         logits = jnp.asarray(LOGITS[:, :1], jnp.float64)
@@ -86,13 +71,13 @@ def test_gradients_are_differences():
 @pytest.mark.parametrize("size", [0.0, 40.0, 1e4])
 def test_extreme_logits(size):
     """Neighbours that agree cost nothing, and one against the other -log 2 p (1 - p)."""
-    logits = np.full((1, 1, 6, 6), size, np.float32)
+    logits = np.full((1, 6, 6), size, np.float32)
     logits[..., 3:] *= -1
-    terms = np.asarray(pairwise_terms(logits, dilation=1))
-    gradient = jax.grad(lambda x: jnp.sum(pairwise_terms(x, dilation=1)))(logits)
+    terms = np.asarray(edge_terms(logits, dilation=1))
+    gradient = jax.grad(lambda x: jnp.sum(edge_terms(x, dilation=1)))(logits)
     assert np.isfinite(terms).all() and np.isfinite(gradient).all()
     assert terms.min() >= -1e-6
-    right = terms[0, 0, 4]  # (0, 1), from left to right
+    right = terms[0, 4]  # (0, 1), from left to right
     np.testing.assert_allclose(right[2, 2], size - np.log(2) if size else np.log(2), rtol=1e-6)
     np.testing.assert_allclose(right[2, 0], 0 if size else np.log(2), atol=1e-6, rtol=1e-6)
     np.testing.assert_array_equal(right[:, 5], 0)  # no neighbour

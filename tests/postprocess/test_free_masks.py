@@ -116,6 +116,19 @@ def test_fewer_queries_than_masks():
     assert not found.valid[0, 7:].any()
 
 
+def test_a_map_too_small_for_a_query_has_no_masks():
+    """A quarter of one row of cells is no row; other scales are as without that one."""
+    features, cells = random_features(0, 1, 9)[None], np.array([[1, 9]], np.int32)
+    none = find(features, cells, FreeMaskSettings(scales=(0.25,), max_masks=3, embedding_size=4))
+    assert none.masks.shape == (1, 3, 1, 9) and not none.valid.any()
+    one, both = (
+        find(features, cells, FreeMaskSettings(scales=scales, max_masks=3, embedding_size=4))
+        for scales in ((1.0,), (1.0, 0.25))
+    )
+    assert one.valid.any()
+    jax.tree.map(np.testing.assert_array_equal, one, both)
+
+
 def test_an_even_image_has_no_masks():
     found = find(np.ones((1, 6, 6, 5), "f4"), np.array([[6, 6]]), SETTINGS)
     assert not found.valid.any() and np.isfinite(found.masks).all()

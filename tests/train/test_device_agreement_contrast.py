@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers.compiling import quick_compile
 from helpers.scripts import load_script
-from helpers.small_densecl import use_small_backbone
+from helpers.small_densecl import use_plain_colors, use_small_backbone
 from helpers.tiny_run import write_data
 
 from solojax.config import load_config
@@ -29,8 +30,9 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 dev
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     data = write_data(tmp_path_factory.mktemp("agreement") / "data")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compile():
         use_small_backbone(patch)
+        use_plain_colors(patch)
         overrides = [*OVERRIDES, f"--config.data.root={data}"]
         yield device_agreement.Lab(load_config(default_run.CONTRASTIVE_CONFIG, overrides))
 
@@ -48,6 +50,7 @@ def test_one_step_in_float32(lab, fresh, monkeypatch):
     checks = list(device_agreement.gradient_checks(lab, "fresh", fresh, runners(lab)))
     names = ["loss, float32", "gradient, float32", "keys and queues, float32"]
     assert [check.name for check in checks] == names
+    assert not lab.evaluates
     assert {check.verdict for check in checks} <= {"pass", "kink"}, checks
     assert checks[0].verdict == checks[2].verdict == "pass", checks
 
@@ -64,11 +67,11 @@ def test_one_step_in_float32(lab, fresh, monkeypatch):
     assert keys.verdict == "FAIL" and keys.note == "queues/dense/position"
 
 
+@pytest.mark.slow
 def test_five_steps_in_float64(lab, fresh):
-    """From a state with a key encoder and running statistics of its own."""
+    """The same of a smaller task, in everyday tests: test_densecl_devices.py."""
     (check,) = device_agreement.float64_checks(lab, "fresh", fresh, runners(lab))
     assert check.verdict == "pass", check
-    assert not lab.evaluates
 
 
 def test_the_loader_gives_any_number_of_hosts_the_same_views(lab):
