@@ -36,6 +36,9 @@ OVERRIDES = (
 )
 
 
+pytestmark = pytest.mark.slow  # the runs of test_contrast_run_module are those of every day
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_backbone():
     with pytest.MonkeyPatch.context() as patch:

@@ -27,14 +27,13 @@ R50, GRID = "r50_64px_f64", "num_grid3"
 PREFIX = {R50: "r50_f64"}
 STEPS = [(name, step) for name in (*FLOAT64, "lambda0.5") for step in range(3)]
 STEPS += [("lambda0", 0), (GRID, 0), (R50, 0)]
+DAILY = [(name, 0) for name in FLOAT64]
 QUEUES = (("queue", "k"), ("queue2", "k2"))
 
 
 def cases(steps=STEPS):
-    """What is not in float64 and not R18 takes a program of its own."""
-    return [
-        pytest.param(*case, marks=() if case[0] in FLOAT64 else pytest.mark.slow) for case in steps
-    ]
+    """Of every day are the first steps in float64; each other case takes a program of its own."""
+    return [pytest.param(*case, marks=() if case in DAILY else pytest.mark.slow) for case in steps]
 
 
 each_step = pytest.mark.parametrize(("name", "step"), cases())

@@ -39,7 +39,7 @@ each_level = pytest.mark.parametrize("level", range(5))
 GRADIENTS = [
     pytest.param(SOLO, "float64"),
     pytest.param(DECOUPLED, "float64", marks=pytest.mark.slow),
-    pytest.param(LIGHT, "float32"),
+    pytest.param(LIGHT, "float32", marks=pytest.mark.slow),
     pytest.param("SOLOHead_down1", "float32", marks=pytest.mark.slow),
     *(
         pytest.param(name, precision, marks=pytest.mark.slow)

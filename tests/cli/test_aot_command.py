@@ -50,6 +50,7 @@ def test_a_report_on_the_devices_of_this_host(no_slice, tmp_path):
     assert "train" in outcome.out and str(path) in outcome.out
 
 
+@pytest.mark.slow
 def test_a_contrastive_config(no_slice, tmp_path, monkeypatch):
     """Its training step alone; the search for a batch ends where the queue no longer fits."""
     use_small_backbone(monkeypatch)

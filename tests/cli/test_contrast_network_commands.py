@@ -103,6 +103,7 @@ def test_info_as_a_table():
     assert ratio > 1 and math.isclose(dense / plain, ratio, abs_tol=0.2)
 
 
+@pytest.mark.slow
 def test_benchmark_times_every_phase_and_two_configs_in_turns():
     words = ("--against", f"{TINY},moco", "--repeats", "3")
     outcome = call("benchmark", "--config", TINY, *SMALL, *words)

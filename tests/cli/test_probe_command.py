@@ -136,6 +136,7 @@ def test_coco_jsons(photos, tmp_path):
     assert "mAP_area" in outcome.out and "accuracy" not in outcome.out
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(photos, tmp_path):
     words = ["--k", "3", "--costs", "0.1,1", "--batch-size", "6"]
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"

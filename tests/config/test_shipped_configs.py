@@ -231,11 +231,14 @@ def test_the_quickstart_trains(tmp_path_factory):
 def test_every_variant_trains_two_steps(spec, tmp_path):
     config = shrink(load_config(spec))
     config.data.root = str(write_data(tmp_path / "data"))
-    config.train.total_steps = config.train.eval_every = 2  # the demo evaluates by itself
+    config.train.total_steps = 2
+    # The demo evaluates by itself; of every day, the tests of commands do.
+    config.train.eval_every = 0 if spec in DAILY else 2
     config.train.log_every = 1
     with quick_compile():
         state = run_training(config, tmp_path / "run")
     assert int(state.step) == 2
     _, lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == [1, 2, 2] and "mask/AP" in lines[-1]
+    assert [line["step"] for line in lines] == ([1, 2] if spec in DAILY else [1, 2, 2])
+    assert ("mask/AP" in lines[-1]) == (spec not in DAILY)
     assert all(math.isfinite(line["loss"]) for line in lines[:2])

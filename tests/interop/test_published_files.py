@@ -142,6 +142,7 @@ def tiny_state(kind):
     return {name: abs(x) if name.endswith("running_var") else x for name, x in state.items()}
 
 
+@pytest.mark.slow
 def test_what_differs_ends_with_1_and_detection_follows_the_config(tmp_path):
     """Every cell has a score of 1/2, so that a threshold of 0.6 leaves nothing, as recorded."""
     path, outputs = tmp_path / "file.pth", tmp_path / "outputs.npz"

@@ -32,7 +32,7 @@ def draw(seed, shape, dtype=np.float32):
     return x, scale, bias
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(
     st.integers(0, 99), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)
 )

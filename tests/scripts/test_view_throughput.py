@@ -12,6 +12,7 @@ from solojax.data.image_folder import list_folder
 script = load_script("view_throughput")
 
 
+@pytest.mark.slow
 def test_the_table(capsys):
     script.main(["--size", "16", "--batch", "2", "--rows", "2"])
     lines = capsys.readouterr().out.splitlines()

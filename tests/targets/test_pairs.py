@@ -59,7 +59,7 @@ def members(pairs, start, count):
     return [(cell - start, n) for cell, n in pairs if start <= cell < start + count]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(pairs_of_an_image(), min_size=2, max_size=2))
 def test_a_group_has_its_pairs_in_their_order(images):
     for group, (start, count) in zip(compiled(PLACES)(as_targets(images)), GROUPS, strict=True):
@@ -73,7 +73,7 @@ def test_a_group_has_its_pairs_in_their_order(images):
             assert not np.asarray(group.instances[b])[~kept].any()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(pairs_of_an_image(), min_size=2, max_size=2))
 def test_pairs_of_distinct_cells_fit_into_as_many_places_as_cells(images):
     images = [list({cell: (cell, n) for cell, n in pairs}.values()) for pairs in images]

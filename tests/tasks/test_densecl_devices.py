@@ -58,7 +58,13 @@ def float64_steps(count, group, shard_queues=False):
 
 
 @pytest.mark.parametrize(
-    ("count", "group", "shard_queues"), [(2, 4, False), (4, 4, False), (4, 8, False), (4, 4, True)]
+    ("count", "group", "shard_queues"),
+    [
+        pytest.param(2, 4, False, marks=pytest.mark.slow),
+        (4, 4, False),
+        pytest.param(4, 8, False, marks=pytest.mark.slow),
+        pytest.param(4, 4, True, marks=pytest.mark.slow),
+    ],
 )
 def test_five_steps_in_float64(count, group, shard_queues):
     """Both encoders, running statistics, queues and pointers."""

@@ -104,6 +104,7 @@ class Forgetful(GroupShuffle):
         return rows
 
 
+@pytest.mark.slow
 def test_keys_come_back_to_their_own_images():
     """Over the whole batch groups change nothing; were keys with other images, losses would."""
     losses = {}

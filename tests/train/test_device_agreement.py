@@ -43,6 +43,7 @@ def runners(lab, counts=COUNTS):
     return [device_agreement.LocalRunner(lab, count) for count in counts]
 
 
+@pytest.mark.slow
 @needs_four
 def test_fifty_steps_part_no_further_than_one_ulp_does(lab):
     fresh = lab.fresh()

@@ -24,7 +24,10 @@ OVERRIDES = (
     "--config.train.total_steps=8",
     "--config.optimizer.schedule=step",
 )
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(jax.device_count() < 4, reason="fewer than 4 devices"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,7 @@ def test_an_error_of_one_process_ends_all_with_its_line_and_code(tmp_path, culpr
         assert two[other].last_line == expected
 
 
+@pytest.mark.slow
 def test_an_error_that_the_loss_of_another_process_caused_names_that_process(tmp_path):
     own = {1: ["--value=consequence"]}
     with Processes("joined_process", ["fail"], count=3, folder=tmp_path, own=own) as three:
@@ -302,6 +303,7 @@ def test_a_wrong_start_is_named_by_both_processes(tmp_path, case):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared(tmp_path):
     data = write_data(tmp_path / "data")
     words = train_words(data, tmp_path / "run")
