@@ -115,11 +115,10 @@ def _open_pretraining(
             f"checkpoint {loaded.path} is of pre-training, whose weights belong to its own config: "
             "leave --config and its changes out"
         )
-    params = loaded.params if loaded.ema_params is None else loaded.ema_params
     return Pretraining(
         title=f"{loaded.path} (R{config.model.backbone.depth}, {config.task}, step {loaded.step})",
         stem=stem_of_settings(flatten(config)),
-        variables={"params": params, "batch_stats": loaded.batch_stats, **loaded.extra},
+        variables={"params": loaded.best_params, "batch_stats": loaded.batch_stats, **loaded.extra},
     )
 
 

@@ -99,9 +99,8 @@ def load_backbone(checkpoint: str | os.PathLike, step: int | str | None = None) 
     config = checkpoint_config(first.metadata, first.path)
     if step == 0 and first.step != 0:
         return _initial(config, str(checkpoint))
-    params = first.params if first.ema_params is None else first.ema_params
     variables = {
-        "params": params.get("backbone"),
+        "params": first.best_params.get("backbone"),
         "batch_stats": first.batch_stats.get("backbone", {}),
     }
     if variables["params"] is None:

@@ -209,8 +209,7 @@ def load(
     loaded = load_variables(checkpoint, step=step)
     kept, categories = read_metadata(loaded.metadata, loaded.path)
     config = kept if config is None else config(kept)
-    params = loaded.params if loaded.ema_params is None else loaded.ema_params
-    variables = {"params": params, "batch_stats": loaded.batch_stats}
+    variables = {"params": loaded.best_params, "batch_stats": loaded.batch_stats}
     if config.model.num_classes not in (None, len(categories)):
         raise InputError(
             f"config key 'model.num_classes' is {config.model.num_classes}: checkpoint "

@@ -77,9 +77,8 @@ def start_from_backbone(
         return foreign_models.start_from_backbone(params, batch_stats, config)
     loaded = load_variables(path)
     _check_conventions(loaded.metadata, loaded.path, config)
-    found = loaded.params if loaded.ema_params is None else loaded.ema_params
     result = []
-    for fresh, trained in ((params, found), (batch_stats, loaded.batch_stats)):
+    for fresh, trained in ((params, loaded.best_params), (batch_stats, loaded.batch_stats)):
         _check_leaves(fresh.get("backbone", {}), trained.get("backbone", {}), loaded.path)
         result.append(
             {**fresh, "backbone": trained["backbone"]} if "backbone" in fresh else {**fresh}

@@ -91,8 +91,7 @@ def _read(path: str, config: ConfigDict) -> tuple[dict[Path, np.ndarray], str]:
         )
     known = {key: trained[key] for key in _CONVENTIONS}
     check_settings(known, flatten(config), where=loaded.path)
-    params = loaded.params if loaded.ema_params is None else loaded.ema_params
-    leaves = flatten_tree({"params": params, "batch_stats": loaded.batch_stats})
+    leaves = flatten_tree({"params": loaded.best_params, "batch_stats": loaded.batch_stats})
     return leaves, f"step {loaded.step} of {loaded.path}"
 
 

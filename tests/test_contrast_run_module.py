@@ -8,7 +8,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from helpers.small_densecl import SmallBackbone
+from helpers.small_densecl import use_small_backbone
 
 from solojax.cli.main import main
 from solojax.config import base_config, load_config
@@ -44,10 +44,7 @@ def small_config(root, *more):
 def small_backbone():
     """Two convolutions in the place of the ResNet, which takes most of a minute to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "solojax.build_contrast.build_backbone",
-            lambda backbone, remat, dtype, group: SmallBackbone(group, dtype),
-        )
+        use_small_backbone(patch)
         yield
 
 

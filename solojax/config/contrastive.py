@@ -89,17 +89,24 @@ def _views() -> ConfigDict:
     views.scale = (0.2, 1.0)
     views.ratio = (3 / 4, 4 / 3)
     views.flip_probability = 0.5
-    # Strengths of the colour jitter, in random order, and how often there is any.
-    views.brightness = 0.4
-    views.contrast = 0.4
-    views.saturation = 0.4
-    views.hue = 0.1
-    views.jitter_probability = 0.8
-    views.grayscale_probability = 0.2
-    views.blur_probability = 0.5
-    # Of the Gaussian, in pixels.
-    views.blur_sigma = (0.1, 2.0)
+    views.update(color_keys())
     return views
+
+
+def color_keys() -> ConfigDict:
+    """What changes the colours of an image on the device, which FreeSOLO's strong rows share."""
+    colors = ConfigDict()
+    # Strengths of the colour jitter, in random order, and how often there is any.
+    colors.brightness = 0.4
+    colors.contrast = 0.4
+    colors.saturation = 0.4
+    colors.hue = 0.1
+    colors.jitter_probability = 0.8
+    colors.grayscale_probability = 0.2
+    colors.blur_probability = 0.5
+    # Of the Gaussian, in pixels.
+    colors.blur_sigma = (0.1, 2.0)
+    return colors
 
 
 def _data() -> ConfigDict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from solojax.config.base import base_config, optional
+from solojax.config.contrastive import color_keys
 
 
 def free_solo_config() -> ConfigDict:
@@ -72,15 +73,7 @@ def _strong() -> ConfigDict:
     strong.enabled = True
     # Whether the strong one gets objects of its neighbour in the batch, which must be even then.
     strong.paste = True
-    # The rest as in config/contrastive.py's views.
-    strong.brightness = 0.4
-    strong.contrast = 0.4
-    strong.saturation = 0.4
-    strong.hue = 0.1
-    strong.jitter_probability = 0.8
-    strong.grayscale_probability = 0.2
-    strong.blur_probability = 0.5
-    strong.blur_sigma = (0.1, 2.0)
+    strong.update(color_keys())
     return strong
 
 

@@ -37,6 +37,11 @@ class LoadedVariables:
     path: str
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """The moving average of the parameters where the run kept one, else the parameters."""
+        return self.params if self.ema_params is None else self.ema_params
+
 
 def load_metadata(path: str | epath.Path, *, step: int | str | None = None) -> dict[str, Any]:
     """What a checkpoint says of itself; arguments and errors as `load_variables`."""
