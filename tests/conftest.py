@@ -13,6 +13,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 
 
+# Compiling is most of what the tests do, and optimising is most of compiling. What the compiler
+# then makes is right too, to other last digits; `XLA_FLAGS= python -m pytest` tests what users run.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+# Tracing makes objects by the million that live as long as their program. Looking through them for
+# cycles at every 700th, as Python does, took a quarter of the suite's time.
+gc.set_threshold(100_000, 20, 50)
+
+
 def pytest_configure(config):
     """Keeps compiled programs in pytest's cache folder: the second run compiles next to nothing."""
     if hasattr(config, "cache"):

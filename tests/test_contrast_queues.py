@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from helpers.compiling import quick_compile
 from helpers.small_densecl import use_plain_colors, use_small_backbone
 
 from solojax.config import base_config, load_config
@@ -66,8 +65,7 @@ def finished(photos, tmp_path_factory):
 def run(photos, workdir, *more):
     root = f"--config.data.root={photos}"
     config = load_config("configs/densecl.py:tiny", [*OVERRIDES, root, *more])
-    with quick_compile():
-        return run_training(config, workdir)
+    return run_training(config, workdir)
 
 
 def after_step_2(finished, folder):

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_run
-from helpers.compiling import quick_compile
 from helpers.scripts import load_script
 from helpers.tiny_config import shrink
 from helpers.tiny_run import use_nano_network
@@ -52,8 +51,7 @@ def any_number(model):
     call = jax.jit(exported(model, CANVAS, batch="symbolic").call)
 
     def run(image, size):
-        with quick_compile():
-            return jax.device_get(call(image, size))
+        return jax.device_get(call(image, size))
 
     return run
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from helpers.probe_process import use_small_untrained_backbone
-from helpers.tiny_run import quick_compile
 
 from solojax.config import load_config
 from solojax.data.center_crop import CenterCropRows
@@ -38,7 +37,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def backbone():
     """Two convolutions whose running statistics are those of no batch."""
-    with pytest.MonkeyPatch.context() as patch, quick_compile():
+    with pytest.MonkeyPatch.context() as patch:
         use_small_untrained_backbone(patch)
         fresh = untrained_backbone(load_config("configs/densecl.py:tiny", []), seed=1)
     rng = np.random.default_rng(1)

@@ -73,7 +73,7 @@ def make_train_step(
             )
         moves, opt_state = optimizer.update(grads, state.opt_state, trainable)
         params = merge_params(optax.apply_updates(trainable, moves), frozen)
-        metrics = dict(metrics, grad_norm=optax.global_norm(grads))
+        metrics = dict(metrics, grad_norm=optax.tree.norm(grads))
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step)
         return (

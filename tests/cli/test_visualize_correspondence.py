@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import foreign_states as foreign
 from helpers.small_densecl import SmallBackbone
-from helpers.tiny_run import call, quick_compile, refusal
+from helpers.tiny_run import call, refusal
 
 from solojax.build_contrast import build_contrast_task, example_views
 from solojax.build_network import build_backbone
@@ -187,10 +187,9 @@ def test_steps_of_one_run_from_its_beginning(runs, tmp_path):
 
 def test_step_0_is_the_state_that_a_run_begins_with(runs):
     config = tiny_contrastive()
-    with quick_compile():
-        task, batch = build_contrast_task(config), example_views(config)
-        params = jax.jit(lambda key: task.init(key, batch)["params"])(jax.random.key(config.seed))
-        found = load_backbone(runs / "contrast", step=0).variables["params"]
+    task, batch = build_contrast_task(config), example_views(config)
+    params = jax.jit(lambda key: task.init(key, batch)["params"])(jax.random.key(config.seed))
+    found = load_backbone(runs / "contrast", step=0).variables["params"]
     jax.tree.map(np.testing.assert_array_equal, found, params["backbone"])
     assert not np.array_equal(
         found["conv0"]["kernel"],

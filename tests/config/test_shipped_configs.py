@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_run
-from helpers.compiling import quick_compile
 from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
 from helpers.tiny_run import write_data
 
@@ -235,8 +234,7 @@ def test_every_variant_trains_two_steps(spec, tmp_path):
     # The demo evaluates by itself; of every day, the tests of commands do.
     config.train.eval_every = 0 if spec in DAILY else 2
     config.train.log_every = 1
-    with quick_compile():
-        state = run_training(config, tmp_path / "run")
+    state = run_training(config, tmp_path / "run")
     assert int(state.step) == 2
     _, lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == ([1, 2] if spec in DAILY else [1, 2, 2])

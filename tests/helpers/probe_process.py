@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-from helpers.compiling import quick_compile
 from helpers.small_densecl import SmallBackbone
 
 from solojax.cli.main import main
@@ -20,6 +19,6 @@ def use_small_untrained_backbone(patch: pytest.MonkeyPatch) -> None:
 
 
 if __name__ == "__main__":
-    with pytest.MonkeyPatch.context() as patch, quick_compile():
+    with pytest.MonkeyPatch.context() as patch:
         use_small_untrained_backbone(patch)
         sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.compiling import quick_compile
 from helpers.outputs import dynamic_outputs
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
@@ -91,7 +90,7 @@ class Outcome:
 def call(*words) -> Outcome:
     """Runs a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with quick_compile(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
     return Outcome(code, out.getvalue(), err.getvalue())
 

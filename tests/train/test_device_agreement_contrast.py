@@ -7,7 +7,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers.compiling import quick_compile
 from helpers.scripts import load_script
 from helpers.small_densecl import use_plain_colors, use_small_backbone
 from helpers.tiny_run import write_data
@@ -33,7 +32,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     data = write_data(tmp_path_factory.mktemp("agreement") / "data")
-    with pytest.MonkeyPatch.context() as patch, quick_compile():
+    with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         use_plain_colors(patch)
         overrides = [*OVERRIDES, f"--config.data.root={data}"]
