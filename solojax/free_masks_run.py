@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from solojax.data.transforms import resized_shape
 from solojax.errors import InputError
 from solojax.frozen_backbone import FrozenBackbone
 from solojax.inference import predict_batches
-from solojax.labelling import label_images
+from solojax.labelling import Labelled, label_images
 from solojax.ops.images import normalize_image
 from solojax.postprocess.free_mask_labels import (
     FreeMaskFilters,
@@ -87,27 +86,6 @@ class FreeMaskRun:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class FreeMaskSummary:
-    """What came of a run.
-
-    Attributes:
-      images: that could be read.
-      masks: of all images together.
-      without_masks: images in which none was found.
-      unread: names of the files that could not be read.
-      computed: images of this run, those left by an earlier one not counted.
-      seconds: that this run took, compilation included.
-    """
-
-    images: int
-    masks: int
-    without_masks: int
-    unread: tuple[str, ...]
-    computed: int
-    seconds: float
-
-
 def load_photos(
     folder: str | Path, annotations: str | Path | None = None, threads: int = 8
 ) -> tuple[CocoDataset, tuple[str, ...]]:
@@ -152,7 +130,7 @@ def find_masks(
     output: Path,
     how: FreeMaskRun,
     broken: Sequence[str] = (),
-) -> FreeMaskSummary | None:
+) -> Labelled | None:
     """Writes the label file of a data set, going on where an earlier run was stopped.
 
     Where there are several processes, all call it together, with the output on storage that they
@@ -174,19 +152,9 @@ def find_masks(
       InputError: the file is there and was made otherwise, or parts of it were; no image can be
         read; or the processes do not divide the batch.
     """
-    start = time.monotonic()
     info = label_info(backbone, dataset, how)
     found = label_images(dataset, output, info, functools.partial(_masks_of, backbone, how))
-    if found is None:
-        return None
-    return FreeMaskSummary(
-        images=found.images,
-        masks=found.objects,
-        without_masks=found.without_objects,
-        unread=(*broken, *found.unread),
-        computed=found.computed,
-        seconds=time.monotonic() - start,
-    )
+    return found and dataclasses.replace(found, unread=(*broken, *found.unread))
 
 
 def _masks_of(

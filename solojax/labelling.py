@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Labelled:
       without_objects: images in which none was found.
       unread: names of the files that could not be read.
       computed: images of this run, those left by an earlier one not counted.
+      seconds: that this run took, compilation included.
     """
 
     images: int
@@ -38,6 +40,7 @@ class Labelled:
     without_objects: int
     unread: tuple[str, ...]
     computed: int
+    seconds: float
 
 
 def label_images(
@@ -63,6 +66,7 @@ def label_images(
       InputError: the file is there and was made otherwise, or parts of it were; or no image can be
         read.
     """
+    start = time.monotonic()
     parts = PartFiles(output, info.fingerprint)
     first = jax.process_index() == 0
     progress = gather_json(_look_for_work(output, info, parts) if first else None)[0]
@@ -79,7 +83,11 @@ def label_images(
                 writer.add(left[place], labels)
     gather_json(None)  # until all have written their parts
     written = gather_json(_merge(dataset, parts, output, info) if first else None)[0]
-    return Labelled(**written | {"unread": tuple(written["unread"])}, computed=len(left))
+    return Labelled(
+        **written | {"unread": tuple(written["unread"])},
+        computed=len(left),
+        seconds=time.monotonic() - start,
+    )
 
 
 def _look_for_work(output: Path, info: label_file.LabelInfo, parts: PartFiles) -> dict | None:

@@ -55,7 +55,7 @@ def test_the_file_is_a_coco_json_that_others_open(alone, photos):
         coco = COCO(str(output))
     assert {i["file_name"]: (i["height"], i["width"]) for i in coco.imgs.values()} == SIZES
     assert summary.images == summary.computed == 7 and summary.unread == ()
-    assert summary.masks == len(coco.anns) > 7
+    assert summary.objects == len(coco.anns) > 7
     for annotation in coco.anns.values():
         image = coco.imgs[annotation["image_id"]]
         assert annotation["segmentation"]["size"] == [image["height"], image["width"]]
@@ -64,7 +64,7 @@ def test_the_file_is_a_coco_json_that_others_open(alone, photos):
         assert annotation["score"] >= 0.5 and annotation["category_id"] == 1
     dataset = load_labels(output, photos)
     assert {a.embedding.shape for i in dataset.images for a in i.annotations} == {(8,)}
-    assert dataset.num_objects == summary.masks
+    assert dataset.num_objects == summary.objects
 
 
 def test_blocks_of_colour_are_found(alone):
@@ -150,7 +150,7 @@ def test_images_without_masks_stay_in_the_file(photos, tmp_path):
     summary = run(photos, output, filters=FreeMaskFilters(1.0, None, None))
     document = json.loads(output.read_text())
     found = {a["image_id"] for a in document["annotations"]}
-    assert summary.without_masks == 7 - len(found) > 0 and len(document["images"]) == 7
+    assert summary.without_objects == 7 - len(found) > 0 and len(document["images"]) == 7
 
 
 def test_the_images_of_an_annotation_file(alone, photos, tmp_path):

@@ -188,11 +188,11 @@ def _report(summary, output: Path) -> str:
     if summary is None:
         return f"{output} is there already, of the same backbone, settings and images"
     rate = summary.computed / max(summary.seconds, 1e-9)
-    lines = [f"{summary.masks} masks in {summary.images} images: {output}"]
+    lines = [f"{summary.objects} masks in {summary.images} images: {output}"]
     if summary.computed:
         lines.append(f"{summary.computed} images in {summary.seconds:.0f} s: {rate:.3g} images/s")
-    if summary.without_masks:
-        lines.append(f"{summary.without_masks} images without any mask")
+    if summary.without_objects:
+        lines.append(f"{summary.without_objects} images without any mask")
     if summary.unread:
         shown = ", ".join(summary.unread[:5]) + (", ..." if len(summary.unread) > 5 else "")
         lines.append(f"{len(summary.unread)} images could not be read: {shown}")
