@@ -10,10 +10,11 @@ against the config, which reads RGB as torchvision does.
 Labels all (default; Table 5.2) or semi10 (a tenth of the images, which `solojax prepare` chooses,
 the same for everybody; Table 5.4):
 
-    solojax prepare image-split --fraction 0.1 --annotations instances_train2017.json \
-        --output instances_train2017_images10.json
+    solojax prepare image-split --fraction 0.1 \
+        --annotations data/coco/annotations/instances_train2017.json \
+        --output data/coco/annotations/instances_train2017_images10.json
 
-in data/coco/annotations. Both train for 90,000 iterations of batch 16 at learning rate 0.01, which
+Both train for 90,000 iterations of batch 16 at learning rate 0.01, which
 drops after 60,000 and 80,000; short side 640 to 800. No stage is frozen and BatchNorm takes the
 statistics of the global batch, as the published runs of Table 5.2 had it (there in the FPN too, and
 with statistics averaged over some hundred batches at the end, which this package has not). Meant

@@ -7,8 +7,8 @@ and flatbuffers. MODEL.json has to stand beside MODEL.jaxexport. Of several expo
 canvases every image takes the smallest that holds it; each is compiled when it is first needed.
 
 Results are COCO's: category_id, score, bbox (x, y, width, height) and segmentation (RLE at the
-image's size), with the file's name or, where --annotations names a COCO json, the image_id that it
-gives the file.
+image's size), with the file's name or, where --annotations names a COCO json, the image_id of the
+entry whose file_name the file's path ends in.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def resized_size(image: np.ndarray, settings: dict) -> tuple[int, int]:
 
 
 def detect(image: np.ndarray, program, settings: dict) -> list[dict]:
-    """COCO results of an image (H0, W0, 3) uint8 RGB, score-descending."""
+    """COCO results of an image (H0, W0, 3) uint8 RGB, score-descending, empty masks left out."""
     size = height, width = resized_size(image, settings)
     rows = 1 if settings["batch"] == "symbolic" else settings["batch"]
     canvas = np.zeros((rows, *settings["canvas"], 3), np.uint8)
@@ -63,6 +63,8 @@ def detect(image: np.ndarray, program, settings: dict) -> list[dict]:
             enlarged = resize_rows(mask, len(mask) * settings["mask_stride"])
             mask = resize_rows(enlarged[:valid], original).T
         binary = np.asfortranarray(mask > settings["mask_threshold"], np.uint8)
+        if not binary.any():
+            continue
         rle = coco_mask.encode(binary)
         category = settings["categories"][found["classes"][index]]
         results.append(
@@ -86,6 +88,25 @@ def resize_rows(x: np.ndarray, size: int) -> np.ndarray:
     return x[low] * (1 - weight) + x[high] * weight
 
 
+def image_ids(annotations: Path, paths: list[Path]) -> dict[Path, int]:
+    """The id of every file in a COCO json, by the longest file_name that its path ends in."""
+    listed = {}
+    for index, image in enumerate(json.loads(annotations.read_text())["images"]):
+        if "file_name" not in image or "id" not in image:
+            sys.exit(f"{annotations}: images[{index}] has no file_name or no id; give it both")
+        parts = Path(image["file_name"]).parts
+        if listed.setdefault(parts, image["id"]) != image["id"]:
+            sys.exit(f"{annotations}: two images are {image['file_name']!r}; give one of them")
+    found = {}
+    for path in paths:
+        parts = path.absolute().parts
+        endings = (parts[start:] for start in range(len(parts)))
+        found[path] = next((listed[each] for each in endings if each in listed), None)
+        if found[path] is None:
+            sys.exit(f"{path}: no image of {annotations} has this file_name; leave one of them out")
+    return found
+
+
 def main() -> None:
     """Reads the command line, runs the images, writes the results."""
     parser = argparse.ArgumentParser(
@@ -96,17 +117,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="json file for the results")
     parser.add_argument("--annotations", type=Path, help="COCO json that has the images' ids")
     args = parser.parse_args()
-    ids = {}
-    if args.annotations:
-        images = json.loads(args.annotations.read_text())["images"]
-        ids = {Path(image["file_name"]).name: image["id"] for image in images}
+    ids = image_ids(args.annotations, args.images) if args.annotations else {}
     programs = sorted(map(load_program, args.models), key=lambda each: np.prod(each[1]["canvas"]))
     results = []
     for path in args.images:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             sys.exit(f"{path}: not an image that OpenCV can read")
-        name = {"image_id": ids[path.name]} if args.annotations else {"file_name": path.name}
+        name = {"image_id": ids[path]} if args.annotations else {"file_name": path.name}
         fitting = [
             each
             for each in programs

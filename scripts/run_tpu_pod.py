@@ -1,11 +1,12 @@
 """Starts solojax on every host of a TPU pod slice, and again after a pre-emption or a failure.
 
     python scripts/run_tpu_pod.py --name my-slice --zone us-west4-a -- \\
-        train --config configs/solov2.py --workdir gs://my-bucket/solov2
+        train --config configs/solov2.py --workdir /mnt/shared/solov2
 
 Runs on your own machine; needs the Google Cloud CLI, and this repository with its dependencies on
 every host (`gcloud compute tpus tpu-vm scp` or `git clone` with `--worker=all`). The work directory
-has to be one that all hosts see, such as a bucket. The hosts find each other by themselves.
+has to be one that all hosts see, under the same path: a bucket that every host has mounted with
+Cloud Storage FUSE, or a file server; gs://... is no path. The hosts find each other by themselves.
 
 After exit code 143 (pre-empted, all saved) it starts again as often as it takes, after any other
 failure --max-failures times, and not at all where the first start finds bad input (2). Each start

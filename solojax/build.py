@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from solojax.tasks.free_solo import FreeSOLO
 from solojax.tasks.instance_segmentation import InstanceSegmentation
 from solojax.tasks.mask_losses import CrossEntropyLoss, DiceLoss, FocalLoss
 from solojax.train.optimizers import adamw, make_schedule, sgd
+
+_logger = logging.getLogger(__name__)
 
 MASK_LOSSES = {
     "dice": lambda loss: DiceLoss(epsilon=loss.dice_epsilon),
@@ -249,10 +252,30 @@ def make_train_batches(
     return make_batches
 
 
+def with_whole_batches(config: ConfigDict, process_count: int) -> ConfigDict:
+    """The config with evaluation batches that the processes divide: empty rows fill them up."""
+    batch_size = config.evaluation.batch_size
+    whole = -(-batch_size // process_count) * process_count
+    if whole == batch_size:
+        return config
+    config = config.copy_and_resolve_references()
+    config.evaluation.batch_size = whole
+    _logger.info(
+        "evaluation.batch_size %d is raised to %d, the next multiple of %d processes",
+        batch_size,
+        whole,
+        process_count,
+    )
+    return config
+
+
 def build_eval_batches(
     config: ConfigDict, dataset: InstanceDataset, **process
 ) -> Callable[[], Iterator[Batch]]:
-    """Makes an iterator over the images of a data set, each in one row of one batch."""
+    """Makes an iterator over the images of a data set, each in one row of one batch.
+
+    `process` is `process_index` and `process_count` of `eval_batches`; see `with_whole_batches`.
+    """
     evaluation, data = config.evaluation, config.data
     rows = ImageRows(dataset, evaluation.long_side)
     plan = EvalPlan(

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from solojax.ops.strong_weak import strong_and_weak
+from solojax.tasks.free_solo import learns_embeddings
 
 _LOSSES = (
     "max_projection_weight", "mean_projection_weight", "projection_epsilon", "pairwise_weight",
@@ -37,5 +38,5 @@ def embedding_width(config: ConfigDict) -> int | None:
     """
     if config.task != "free_solo":
         return None
-    learns = config.loss.semantics == "thesis" and config.loss.semantic_weight > 0
+    learns = learns_embeddings(config.loss.semantics, config.loss.semantic_weight)
     return config.model.embedding if learns else None

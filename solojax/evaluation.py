@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from solojax.build import build_eval_batches, first_images, load_val_set
+from solojax.build import build_eval_batches, first_images, load_val_set, with_whole_batches
 from solojax.data.instances import InstanceDataset
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
@@ -42,10 +42,18 @@ class Evaluation:
       task: predicts.
       config: its `evaluation` and `data` say what on and how.
       dataset: the images; the config's validation set when None.
+      class_names: of the network's labels; the data set's when None. Where classes are ignored they
+        may be others than the data set's: then all results have its first category's id.
     """
 
-    def __init__(self, task: Task, config: ConfigDict, dataset: InstanceDataset | None = None):
-        config = _with_whole_batches(config)
+    def __init__(
+        self,
+        task: Task,
+        config: ConfigDict,
+        dataset: InstanceDataset | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        config = with_whole_batches(config, jax.process_count())
         dataset = load_val_set(config) if dataset is None else dataset
         self._dataset = first_images(dataset, config.evaluation.max_images)
         self._evaluator = CocoEvaluator(
@@ -53,7 +61,9 @@ class Evaluation:
             backend=config.evaluation.backend,
             class_agnostic=config.evaluation.class_agnostic,
         )
-        self._category_ids = _ids_of_labels(self._dataset, task, config)
+        self._category_ids = _ids_of_labels(
+            self._dataset, class_names if config.evaluation.class_agnostic else None
+        )
         self._mask_threshold = config.evaluation.mask_threshold
         self._mesh = evaluation_mesh(config.evaluation.batch_size)
         self._predict = jit_predict(task, self._mesh)
@@ -122,22 +132,6 @@ class Evaluation:
         return flatten_figures(self.score(self.predict(variables)))
 
 
-def _with_whole_batches(config: ConfigDict) -> ConfigDict:
-    """The config with batches that the processes divide: they are filled up with empty rows."""
-    processes, batch_size = jax.process_count(), config.evaluation.batch_size
-    if batch_size % processes == 0:
-        return config
-    config = config.copy_and_resolve_references()
-    config.evaluation.batch_size = -(-batch_size // processes) * processes
-    _logger.info(
-        "evaluation.batch_size %d is raised to %d, the next multiple of %d processes",
-        batch_size,
-        config.evaluation.batch_size,
-        processes,
-    )
-    return config
-
-
 def _warn_of_omissions(counts: Counter, num_images: int) -> None:
     """Says what was left out, if anything."""
     if counts["unread"]:
@@ -153,11 +147,11 @@ def _warn_of_omissions(counts: Counter, num_images: int) -> None:
         )
 
 
-def _ids_of_labels(dataset: InstanceDataset, task: Task, config: ConfigDict) -> tuple[int, ...]:
-    """The category id for each of the network's labels; all the first where classes are ignored."""
-    if not config.evaluation.class_agnostic:
-        return tuple(dataset.category_ids)
-    return (dataset.category_ids[0],) * task.num_classes
+def _ids_of_labels(dataset: InstanceDataset, class_names: Sequence[str] | None) -> tuple[int, ...]:
+    """The category id for each of the network's labels; all the first where they are others."""
+    if class_names is None or tuple(class_names) == dataset.category_names:
+        return dataset.category_ids
+    return (dataset.category_ids[0],) * len(class_names)
 
 
 def flatten_figures(figures: dict) -> dict[str, float]:
@@ -178,8 +172,11 @@ def score_file(
     """The evaluate form of an existing results or label file; of boxes alone without masks.
 
     `perfect_masks` replaces every mask by the ground-truth mask that it overlaps most.
+
+    Raises:
+      InputError: as `load_predictions` and `CocoEvaluator`.
     """
-    results = load_predictions(predictions, annotations)
+    results = load_predictions(predictions, annotations, class_agnostic=class_agnostic)
     if perfect_masks:
         results = replace_masks_with_gt(results, annotations, source=str(predictions))
     evaluator = CocoEvaluator(

@@ -12,7 +12,7 @@ import numpy as np
 
 from solojax.build import canvas_policy
 from solojax.data import label_file
-from solojax.data.coco import CocoDataset, load_coco
+from solojax.data.coco import CocoDataset, load_coco_images
 from solojax.data.loader import eval_batches
 from solojax.data.photo_folder import find_photos, photo_dataset, read_sizes
 from solojax.data.plan import EvalPlan
@@ -95,17 +95,15 @@ def load_photos(
 
     Args:
       folder: the images, at any depth.
-      annotations: a COCO json whose images are taken, with their ids; None for all in the folder,
-        numbered from 1.
+      annotations: a COCO json whose images are taken, with their ids; its objects, if it has any,
+        are not read. None for all in the folder, numbered from 1.
       threads: that look at files.
 
     Raises:
       InputError: there is no image, or the json is damaged.
     """
     if annotations is not None:
-        listed = load_coco(annotations, folder)
-        images = tuple(dataclasses.replace(image, annotations=()) for image in listed.images)
-        return dataclasses.replace(listed, images=images, categories=()), ()
+        return load_coco_images(annotations, folder), ()
     names = find_photos(folder)
     processes = jax.process_count()
     parts = gather_json(read_sizes(folder, names[jax.process_index() :: processes], threads))

@@ -185,7 +185,7 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
     _say("predictions: what round %d finds", stages.rounds)
     rule = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
     if jax.process_index() == 0:
-        _forget_others(stages.predictions, labels_info(model, dataset, rule, str(checkpoint)))
+        _forget_others(stages, labels_info(model, dataset, rule, str(checkpoint)))
     written = write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
     if jax.process_index() == 0 and (written or not stages.overlays.is_dir()):
         _draw(dataset, stages, config.self_training.score_threshold)
@@ -194,13 +194,19 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
     return summary
 
 
-def _forget_others(predictions: Path, wanted: label_file.LabelInfo) -> None:
-    """Removes predictions of another model: nothing is built on them, so they need stop nobody."""
+def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
+    """Removes predictions of another model: nothing is built on them, so they need stop nobody.
+
+    The pictures go first: they would pass for those of the new predictions.
+    """
+    predictions = stages.predictions
     PartFiles(predictions, wanted.fingerprint).remove_foreign()
-    if not predictions.exists():
+    found = label_file.read_info(predictions) if predictions.exists() else None
+    if found is not None and found.fingerprint == wanted.fingerprint:
         return
-    found = label_file.read_info(predictions)
-    if found is None or found.fingerprint != wanted.fingerprint:
+    if stages.overlays.exists():
+        shutil.rmtree(stages.overlays)
+    if predictions.exists():
         _logger.info("%s is of another model or images: made again", predictions)
         predictions.unlink()
 

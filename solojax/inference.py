@@ -72,6 +72,8 @@ def coco_results(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     mask_threshold: float,
+    *,
+    drop_empty: bool = False,
 ) -> Iterator[dict]:
     """COCO results, masks as RLE at the size of the image file.
 
@@ -80,6 +82,7 @@ def coco_results(
       image_ids: the id of every image of the data set, by `Batch.image_index`.
       category_ids: the id of every contiguous label.
       mask_threshold: probability above which a pixel is foreground.
+      drop_empty: leave out the masks without a pixel, see `to_coco_results`.
     """
     for batch, detections in predictions:
         yield from detections_to_coco_results(
@@ -90,6 +93,7 @@ def coco_results(
             image_ids=[image_ids[index] for index in batch.image_index],
             category_ids=category_ids,
             mask_threshold=mask_threshold,
+            drop_empty=drop_empty,
         )
 
 
@@ -139,7 +143,8 @@ class Segmenter:
     def predict(self, image: str | Path | np.ndarray, image_id: int = 0) -> list[dict]:
         """Finds the objects of one image.
 
-        Candidates beyond `evaluation.max_candidates` are left out, which the log says.
+        Candidates beyond `evaluation.max_candidates` are left out, which the log says. So are
+        masks that have no pixel at the image's size, which `solojax evaluate` counts as errors.
 
         Args:
           image: a file, or (H, W, 3) uint8 RGB.
@@ -158,7 +163,9 @@ class Segmenter:
         warn_of_overflow(int(detections.overflow.sum()))
         threshold = self.config.evaluation.mask_threshold
         predictions = [(batch, detections)]
-        return list(coco_results(predictions, [image_id], self.category_ids, threshold))
+        return list(
+            coco_results(predictions, [image_id], self.category_ids, threshold, drop_empty=True)
+        )
 
     def batch_of(self, image: np.ndarray) -> Batch:
         """The batch of one image (H, W, 3) uint8 RGB, resized and padded as the model wants it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from solojax.data import label_file
 from solojax.data.coco import CocoDataset
 from solojax.errors import InputError
 from solojax.part_files import PartFiles, PartWriter
+from solojax.shared_files import wait_for_files
 from solojax.train.sharding import gather_json
 
 _logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def label_images(
       What was found; None where the file is there already, with the same fingerprint.
 
     Raises:
-      InputError: the file is there and was made otherwise, or parts of it were; or no image can be
-        read.
+      InputError: the file is there and was made otherwise, or parts of it were; no image can be
+        read; or the processes do not share the output's storage.
     """
     start = time.monotonic()
     parts = PartFiles(output, info.fingerprint)
@@ -76,13 +77,16 @@ def label_images(
     if finished:
         _logger.info("%d of %d images are done", len(finished), len(dataset.images))
     left = [index for index in range(len(dataset.images)) if index not in finished]
+    names = []
     if left:
         remaining = dataclasses.replace(dataset, images=tuple(dataset.images[i] for i in left))
         with PartWriter(parts, progress["begun"], jax.process_index()) as writer:
             for place, labels in find(remaining):
                 writer.add(left[place], labels)
-    gather_json(None)  # until all have written their parts
-    written = gather_json(_merge(dataset, parts, output, info) if first else None)[0]
+        names = writer.names
+    names = [name for each in gather_json(names) for name in each]  # all have written their parts
+    written = gather_json(_merge(dataset, parts, names, output, info) if first else None)[0]
+    wait_for_files([output])  # that all may read what the first has written
     return Labelled(
         **written | {"unread": tuple(written["unread"])},
         computed=len(left),
@@ -100,10 +104,17 @@ def _look_for_work(output: Path, info: label_file.LabelInfo, parts: PartFiles) -
 
 
 def _merge(
-    dataset: CocoDataset, parts: PartFiles, output: Path, info: label_file.LabelInfo
+    dataset: CocoDataset,
+    parts: PartFiles,
+    names: Sequence[str],
+    output: Path,
+    info: label_file.LabelInfo,
 ) -> dict:
-    """Writes the label file of all parts, in the order of the data set, and removes them."""
-    found = parts.read()
+    """Writes the label file of all parts, in the order of the data set, and removes them.
+
+    `names` are of the parts that this run has written, those of other processes included.
+    """
+    found = parts.read(names)
     images = [image for index, image in enumerate(dataset.images) if found[index] is not None]
     if not images:
         raise InputError(

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from solojax.errors import InputError
+from solojax.shared_files import wait_for_files
 
 _OWNER = "run.json"
 
@@ -49,10 +50,25 @@ class PartFiles:
         _write(owner, {"fingerprint": self._fingerprint, "begun": begun + 1})
         return begun
 
-    def read(self) -> dict[int, Any]:
-        """All results that there are, by the number of the item."""
+    def read(self, names: Iterable[str] = ()) -> dict[int, Any]:
+        """All results that there are, by the number of the item.
+
+        Args:
+          names: of parts that have to be among them: those that other processes have just written.
+            Storage that hosts share may show them late, and later still in the folder's listing.
+
+        Raises:
+          InputError: one of `names` does not appear, or a part cannot be read.
+        """
+        named = {self.folder / name for name in names}
+        missing = sorted(wait_for_files(named))
+        if missing:
+            raise InputError(
+                f"{missing[0]}: written by another process, but not there ({len(missing)} such "
+                "files); the output must be on storage that all processes share"
+            )
         found: dict[int, Any] = {}
-        for path in sorted(self.folder.glob("part_*.json")):
+        for path in sorted(named.union(self.folder.glob("part_*.json"))):
             found.update((index, result) for index, result in _read(path)["items"])
         return found
 
@@ -77,12 +93,16 @@ class PartWriter:
       process: of this process.
       items: of a part, at most.
       seconds: after which a part is written, however small it is.
+
+    Attributes:
+      names: of the parts written so far.
     """
 
     def __init__(
         self, parts: PartFiles, begun: int, process: int, items: int = 256, seconds: float = 30.0
     ):
-        self._names: Iterator[str] = (
+        self.names: list[str] = []
+        self._unused: Iterator[str] = (
             f"part_{begun:04d}_{process:05d}_{number:06d}.json" for number in range(10**6)
         )
         self._folder, self._most, self._seconds = parts.folder, items, seconds
@@ -103,7 +123,10 @@ class PartWriter:
 
     def _flush(self) -> None:
         if self._items:
-            _write(self._folder / next(self._names), {"items": self._items})
+            name = next(self._unused)
+            self._folder.mkdir(parents=True, exist_ok=True)  # may not show yet, made by another
+            _write(self._folder / name, {"items": self._items})
+            self.names.append(name)
         self._items, self._since = [], time.monotonic()
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from solojax.build import build_eval_batches
+from solojax.build import build_eval_batches, with_whole_batches
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset
 from solojax.inference import (
@@ -132,16 +132,17 @@ def _labels_of(
     model: Segmenter, rule: LabelRule, dataset: CocoDataset
 ) -> Iterator[tuple[int, list[dict] | None]]:
     """(position in the data set, labels) of this process's images; None: cannot be read."""
-    config, threshold = model.config, model.config.evaluation.mask_threshold
+    processes, overflow = jax.process_count(), 0
+    config = with_whole_batches(model.config, processes)
+    threshold = config.evaluation.mask_threshold
     image_ids = [image.id for image in dataset.images]
     mesh = evaluation_mesh(config.evaluation.batch_size)
     batches = build_eval_batches(
         config,
         dataset,
         process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=processes,
     )()
-    processes, overflow = jax.process_count(), 0
     with progress_bar(
         len(image_ids), description="label", unit="image", enabled=jax.process_index() == 0
     ) as bar:

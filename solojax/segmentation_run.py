@@ -95,7 +95,7 @@ def _evaluation(config: ConfigDict, task: Task, train_set: InstanceDataset) -> E
     check_data(validation=val_set)
     if not config.evaluation.class_agnostic:
         check_same_classes(train_set.category_names, val_set)
-    return Evaluation(task, config, val_set)
+    return Evaluation(task, config, val_set, train_set.category_names)
 
 
 def _check_classes(dataset: InstanceDataset, metadata: dict, checkpoint: str) -> None:

@@ -29,7 +29,7 @@ class GridSpec:
 
     Attributes:
       num_grids: S of every level, finest level first.
-      strides: pixels per feature cell of every level (the smallest mask area that is kept).
+      strides: pixels per feature cell of every level (a mask is kept whose area is above that).
       scale_ranges: (low, high) per level, inclusive, on sqrt(box width * box height) in pixels.
       center_sigma: the centre region's size as a fraction of the box (thesis 3.2.3).
     """

@@ -51,6 +51,10 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
     """
     mesh = make_mesh()
     check_batch_size(config.train.batch_size, mesh, "train.batch_size")
+    parts = config.train.accumulate_steps
+    if parts > 1:
+        key = "train.batch_size / train.accumulate_steps"
+        check_batch_size(config.train.batch_size // parts, mesh, key)
     run = _RUNS[config.task](config, mesh)
     steps = total_steps(config, run.steps_per_epoch)
     optimizer, schedule = build_optimizer(config, steps)
@@ -173,9 +177,9 @@ def _changes(old: str, config: ConfigDict) -> str:
     except InputError:  # of another version, or written half
         return "everything, since the old one cannot be read"
     return ", ".join(
-        f"{key} {value!r} (was {before[key]!r})"
+        f"{key} {value!r} ({f'was {before[key]!r}' if key in before else 'was not there'})"
         for key, value in flatten(config).items()
-        if before[key] != value
+        if key not in before or before[key] != value
     )
 
 

@@ -134,6 +134,18 @@ def test_every_image_is_evaluated_once(config):
     assert sorted(indices[valid]) == [0, 1, 2] and (indices[~valid] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "processes", "whole"), [(1, 2, 2), (4, 3, 6), (7, 8, 8), (4, 2, 4), (3, 1, 3)]
+)
+def test_evaluation_batches_are_raised_to_what_the_processes_divide(size, processes, whole):
+    config = get_config("nano")
+    config.evaluation.batch_size = size
+    raised = build.with_whole_batches(config, processes)
+    assert raised.evaluation.batch_size == whole and config.evaluation.batch_size == size
+    raised.evaluation.batch_size = size
+    assert raised == config
+
+
 def test_first_images(config):
     dataset = build.load_train_set(config)
     assert build.first_images(dataset, None) is dataset

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from helpers.tiny import random_variables
 from helpers.tiny_config import get_config
 from helpers.tiny_run import use_nano_network, write_data
 
 from solojax.build import build_task, load_val_set
+from solojax.data.loader import stack_examples
+from solojax.data.transforms import empty_example
 from solojax.errors import InputError
 from solojax.evaluation import (
     Evaluation,
@@ -84,6 +87,30 @@ def test_training_may_log_figures_without_classes(config, task, tmp_path):
     logged = flatten_figures(Evaluation(task, config).score(results))
     assert logged["mask/AP"] == logged["box/AR100"] == pytest.approx(1.0)
     assert logged["box/CorLoc"] == 1.0 and "mask/CorLoc" not in logged
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+def test_without_classes_results_keep_theirs_and_score_as_if_they_had_none(
+    config, task, tmp_path, backend
+):
+    """What the network calls as the data set does: figures are as with one id for all results."""
+    config.evaluation.class_agnostic, config.evaluation.backend = True, backend
+    dataset = load_val_set(config)
+    variables = random_variables(task, stack_examples([empty_example((64, 64), 0)]))
+    figures = {}
+    for names in (None, dataset.category_names, ("a", "b", "c", "d", "e")):
+        evaluation = Evaluation(task, config, dataset, names)
+        results = evaluation.predict(variables)
+        figures[names] = evaluation.score(results)
+        used = {result["category_id"] for result in results}
+        if names in (None, dataset.category_names):
+            assert used > {dataset.category_ids[0]} and used <= set(dataset.category_ids)
+            scores = [(result["image_id"], result["score"]) for result in results]
+            assert len(set(scores)) == len(scores)  # between equal ones the class decides
+        else:
+            assert used == {dataset.category_ids[0]}
+    known, same, others = figures.values()
+    assert known == same == others and known["mask"]["AR100"] > 0
 
 
 def test_the_first_images_are_scored_as_if_there_were_no_others(config, task, tmp_path):

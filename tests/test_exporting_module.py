@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +15,6 @@ from helpers.scripts import load_script
 from helpers.tiny_config import shrink
 from helpers.tiny_run import use_nano_network
 from jax import export
-from pycocotools import mask as coco_mask
 
 from solojax import inference
 from solojax.build import build_task
@@ -255,7 +256,52 @@ def test_the_loader_resizes_masks_as_the_package_does(original, threshold):
         image_id=1,
         category_ids=(7, 3),
         mask_threshold=threshold,
+        drop_empty=True,
     )
     assert [{"image_id": 1} | result for result in results] == expected
-    areas = [coco_mask.area(result["segmentation"]) for result in results]
-    assert areas[0] and areas[3] and bool(areas[1]) == (threshold < 0.5) and not areas[2]
+    kept = np.flatnonzero([True, threshold < 0.5, False, True])
+    assert [r["score"] for r in results] == found["scores"][0, kept].tolist()
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Writes a COCO json of (file_name, id) pairs."""
+
+    def write(*images):
+        path = tmp_path / "val.json"
+        entries = [{"file_name": name, "id": id} for name, id in images]
+        path.write_text(json.dumps({"images": entries}))
+        return path
+
+    return write
+
+
+def test_ids_are_those_of_the_whole_file_name(listed, tmp_path, monkeypatch):
+    image_ids = load_script("run_exported").image_ids
+    annotations = listed(("left/a.jpg", 3), ("right/a.jpg", 4), ("a.jpg", 5), ("./b.jpg", 6))
+    names = ("left/a.jpg", "right/a.jpg", "photos/a.jpg", "left/b.jpg")
+    paths = [tmp_path / name for name in names]
+    assert image_ids(annotations, paths) == dict(zip(paths, (3, 4, 5, 6), strict=True))
+    (tmp_path / "right").mkdir()
+    monkeypatch.chdir(tmp_path / "right")
+    assert image_ids(annotations, [Path("a.jpg")]) == {Path("a.jpg"): 4}
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([("left/a.jpg", 3), ("b.jpg", 4)], "right/a.jpg: no image of "),
+        ([("right/a.jpg", 3), ("right/a.jpg", 4)], "two images are 'right/a.jpg'"),
+    ],
+)
+def test_an_image_without_an_id_of_its_own(listed, tmp_path, images, said):
+    with pytest.raises(SystemExit) as end:
+        load_script("run_exported").image_ids(listed(*images), [tmp_path / "right/a.jpg"])
+    assert said in end.value.code and "\n" not in end.value.code
+
+
+def test_annotations_without_a_file_name(tmp_path):
+    path = tmp_path / "val.json"
+    path.write_text('{"images": [{"file_name": "a.jpg", "id": 1}, {"id": 2}]}')
+    with pytest.raises(SystemExit, match=r"val.json: images\[1\] has no file_name or no id"):
+        load_script("run_exported").image_ids(path, [tmp_path / "a.jpg"])

@@ -17,6 +17,7 @@ from solojax import free_solo
 from solojax.build import build_task
 from solojax.cli.main import main
 from solojax.config import load_config
+from solojax.data import label_file
 from solojax.free_solo_stages import Stages, free_mask_run, recipe, round_config
 from solojax.pseudo_labels import LabelRule
 from solojax.tasks.free_solo import FreeSOLO
@@ -208,6 +209,31 @@ def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monk
         summary, readable, cut_off = free_solo._find_masks(config, "b", dataset, stages, unread)
         assert cut_off == ("c/cut.png",) and summary.images == len(readable.images) == 7
         assert summary.objects > 7
+
+
+def test_pictures_do_not_outlive_their_predictions(tmp_path):
+    """Else those of an older model stayed where a run is stopped before it has drawn new ones."""
+    stages = Stages(tmp_path, 1)
+
+    def leave(fingerprint):
+        """What a whole run leaves, by a model of this fingerprint."""
+        info = label_file.LabelInfo(fingerprint, {}, "runs/a")
+        label_file.write(stages.predictions, images=[], annotations=[], info=info)
+        stages.overlays.mkdir(exist_ok=True)
+        (stages.overlays / "a.png").write_bytes(b"")
+        return info
+
+    wanted = leave("new")
+    free_solo._forget_others(stages, wanted)
+    assert stages.predictions.exists() and (stages.overlays / "a.png").exists()
+    leave("old")
+    free_solo._forget_others(stages, wanted)
+    assert not stages.predictions.exists() and not stages.overlays.exists()
+    leave("new")
+    stages.predictions.unlink()  # by a person
+    free_solo._forget_others(stages, wanted)
+    assert not stages.overlays.exists()
+    free_solo._forget_others(stages, wanted)  # there is nothing yet
 
 
 @pytest.mark.slow

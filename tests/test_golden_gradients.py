@@ -18,7 +18,8 @@ from helpers import small_solov2 as small
 from helpers.compiling import precision_of
 from helpers.golden import load_arrays, sampled
 
-from solojax.interop.adelaidet import export_adelaidet
+from solojax.interop.adelaidet import ADELAIDET
+from solojax.interop.layout import export_state
 
 CASES = [
     pytest.param("default", "float32", marks=pytest.mark.slow),
@@ -58,7 +59,7 @@ def loss_and_gradients(ranges, precision):
             np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"]
         )
         metrics = {name: float(value) for name, value in metrics.items()}
-        gradients = export_adelaidet({"params": jax.tree.map(np.asarray, gradients)})
+        gradients = export_state(ADELAIDET, {"params": jax.tree.map(np.asarray, gradients)})
     recorded = load_arrays(f"solov2_targets_loss/{ranges}_ranges{'_f64' if double else ''}.npz")
     return recorded, metrics, gradients
 
@@ -121,11 +122,11 @@ def test_the_published_parameters_train():
     recorded = load_arrays("solov2_targets_loss/default_ranges.npz")
     leaves = traverse_util.flatten_dict(small.variables()["params"])
     trained = {path: leaf for path, leaf in leaves.items() if task.is_trainable(path)}
-    names = export_adelaidet({"params": traverse_util.unflatten_dict(trained)}).keys()
+    names = export_state(ADELAIDET, {"params": traverse_util.unflatten_dict(trained)}).keys()
     assert names == {str(name) for name in recorded["grad_table/names"]}
     frozen = leaves.keys() - trained.keys()
     convolutions = {path: leaves[path] for path in frozen if path[-1] == "kernel"}
-    names = export_adelaidet({"params": traverse_util.unflatten_dict(convolutions)}).keys()
+    names = export_state(ADELAIDET, {"params": traverse_util.unflatten_dict(convolutions)}).keys()
     assert names == {str(name) for name in recorded["params_without_grad"]}
 
 

@@ -14,8 +14,9 @@ from helpers.outputs import kernels_of, mask_features_of
 
 from solojax.losses.dice import dice_loss
 from solojax.losses.focal import category_focal_loss
-from solojax.ops.mask_decoding import decode_dynamic, gather_cells
+from solojax.ops.mask_decoding import decode_dynamic
 from solojax.ops.masks import unpack_masks
+from solojax.ops.picking import pick_rows
 
 RANGES = ("default", "scaled")
 LOSS_TOLERANCE = 1e-5
@@ -104,7 +105,7 @@ def level_major(ranges, values):
 @pytest.mark.parametrize("ranges", RANGES)
 def test_dice_of_every_pair_from_the_recorded_heads(ranges):
     heads, found = small.recorded_heads(), targets(ranges)
-    logits = decode_dynamic(gather_cells(kernels_of(heads), found.cells), mask_features_of(heads))
+    logits = decode_dynamic(pick_rows(kernels_of(heads), found.cells), mask_features_of(heads))
     masks = unpack_masks(small.training_batch().instances.masks)
     wanted = jnp.take_along_axis(masks, found.instances[:, :, None, None], axis=1)
     dice = np.asarray(dice_loss(jax.nn.sigmoid(logits), wanted))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -59,6 +61,21 @@ def test_images_of_any_shape(model):
     for result in results:
         assert coco_mask.decode(result["segmentation"]).shape == (20, 90)
         assert result["category_id"] in model.category_ids
+
+
+def test_masks_without_a_pixel_are_left_out(model):
+    """Such as those that are nowhere above the threshold once they are resized."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    detections = jax.device_get(model._predict(model.variables, model.batch_of(image)))
+    assert detections.valid[0, :3].all()
+    masks = np.full_like(detections.masks, 0.9)
+    masks[0, 1] = 0.4
+    changed = dataclasses.replace(detections, masks=masks)
+    fake = dataclasses.replace(model)
+    object.__setattr__(fake, "_predict", lambda variables, batch: changed)
+    found = [result["score"] for result in fake.predict(image)]
+    assert found == np.delete(detections.scores[0][detections.valid[0]], 1).tolist()
+    assert all(result["bbox"] == [0, 0, 70, 50] for result in fake.predict(image))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from pathlib import Path
 
 import pytest
 
+from solojax import part_files
 from solojax.errors import InputError
 from solojax.part_files import PartFiles, PartWriter
+from solojax.shared_files import wait_for_files
 
 
 @pytest.fixture
@@ -39,6 +43,37 @@ def test_an_error_loses_nothing(parts):
         writer.add(1, "one")
         raise KeyError
     assert parts.read() == {1: "one"}
+
+
+def test_parts_that_are_named_need_no_listing(parts, monkeypatch):
+    """As on another host, whose storage lists neither the folder nor the parts in it yet."""
+    with PartWriter(parts, 0, process=1, items=1) as writer:  # it makes the folder
+        writer.add(3, "three")
+        writer.add(4, "four")
+    assert len(writer.names) == 2 and parts.read(writer.names[:1]) == parts.read()
+    monkeypatch.setattr(Path, "glob", lambda *_: [])
+    assert parts.read() == {} and parts.read(writer.names) == {3: "three", 4: "four"}
+
+
+def test_a_part_of_another_process_is_waited_for(parts, monkeypatch):
+    path = parts.folder / "part_0000_00001_000000.json"
+
+    def show(_):
+        """What a while brings."""
+        parts.folder.mkdir(parents=True)
+        path.write_text(json.dumps({"items": [[1, 2]]}))
+
+    monkeypatch.setattr("time.sleep", show)
+    assert parts.read([path.name]) == {1: 2}
+
+
+def test_a_part_that_never_shows_tells_of_storage_that_is_not_shared(parts, monkeypatch):
+    monkeypatch.setattr(part_files, "wait_for_files", functools.partial(wait_for_files, seconds=0))
+    with PartWriter(parts, 0, process=0) as writer:
+        writer.add(1, "one")
+    other = "part_0000_00001_000000.json"
+    with pytest.raises(InputError, match=f"{other}: written by another.*all processes share"):
+        parts.read([*writer.names, other])
 
 
 def test_parts_of_other_work_are_refused(parts, tmp_path):

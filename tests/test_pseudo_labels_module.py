@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from solojax import pseudo_labels
+from solojax import labelling, pseudo_labels
 from solojax.config import load_config
 from solojax.data.coco import CocoDataset
 from solojax.data.instances import ImageRecord
@@ -89,6 +90,39 @@ def test_labels_keep_their_own_embeddings(model, dataset, tmp_path):
     assert labels.images[0].annotations[0].bbox_xywh == (4, 8, 16, 16)
     assert read_info(output).checkpoint == "step 3 of runs/a"
     assert summarize(labels) == LabelSummary(images=2, objects=3, without_objects=0)
+
+
+def test_processes_that_do_not_divide_the_batch_write_the_same_label_file(
+    model, dataset, tmp_path, monkeypatch
+):
+    """They fill their batches up; of that neither the file nor its fingerprint says anything."""
+    alone, output = tmp_path / "alone.json", tmp_path / "labels.json"
+    model.config.evaluation.batch_size = 1
+    assert write_labels(model, dataset, alone, LabelRule(), "runs/a")
+    sizes = []
+
+    def build_batches(config, dataset, **process):
+        sizes.append((config.evaluation.batch_size, process["process_count"]))
+        return lambda: dataset
+
+    monkeypatch.setattr(pseudo_labels, "build_eval_batches", build_batches)
+    monkeypatch.setattr(pseudo_labels, "evaluation_mesh", lambda size: sizes.append(size))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(labelling, "gather_json", lambda each: [each])
+    assert write_labels(model, dataset, output, LabelRule(), "runs/a")
+    assert sizes == [2, (2, 2)] and model.config.evaluation.batch_size == 1
+    assert output.read_bytes() == alone.read_bytes()
+
+
+def test_the_first_process_merges_parts_that_its_storage_does_not_list(
+    model, dataset, tmp_path, monkeypatch
+):
+    """It knows them from those that have written them."""
+    alone, output = tmp_path / "alone.json", tmp_path / "labels.json"
+    assert write_labels(model, dataset, alone, LabelRule(), "runs/a")
+    monkeypatch.setattr(Path, "glob", lambda *_: [])
+    assert write_labels(model, dataset, output, LabelRule(), "runs/a")
+    assert output.read_bytes() == alone.read_bytes()
 
 
 def test_images_without_labels_stay_in_the_file(model, dataset, tmp_path):

@@ -56,6 +56,7 @@ def test_a_checkpoint_carries_config_and_classes(finished):
         (None, None),
         ("{", "everything, since the old one cannot be read"),
         ('{"seed": 4}', "seed 0 (was 4)"),
+        ('{"task": "densecl"}', "model.head.kind 'solov2' (was not there)"),
     ],
 )
 def test_config_json_is_of_the_newest_run(finished, caplog, old, said):
@@ -75,6 +76,13 @@ def test_what_is_trained_and_how_is_said(finished, caplog):
     run_training(config, workdir)
     assert "6 images, 12 objects, 5 classes; 12 steps of 4 images on 4 device(s)" in caplog.text
     assert "learning rate 0.0025 at 4 images a step (0.01 at 16)" in caplog.text
+
+
+def test_micro_batches_that_leave_devices_idle_are_refused(finished):
+    workdir, config = finished
+    config.train.accumulate_steps = 2
+    with pytest.raises(InputError, match="train.batch_size / train.accumulate_steps 2 .* 4 device"):
+        run_training(config, workdir)
 
 
 @pytest.mark.parametrize(

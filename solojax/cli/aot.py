@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
@@ -56,7 +55,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="double the batch until it no longer fits, a compilation each",
     )
-    parser.add_argument("--output", metavar="FILE.json", type=Path, help="the report as json")
+    parser.add_argument(
+        "--output", metavar="FILE.json", type=flags.local_path, help="the report as json"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
@@ -51,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="DIR|FILE",
-        type=Path,
+        type=flags.local_path,
         help="a folder for a checkpoint of this package, or a file: .pth, .pt, .pkl, .safetensors",
     )
     parser.add_argument(
@@ -65,7 +64,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how the file's backbone reads images, where it does not follow from the file",
     )
     parser.add_argument(
-        "--verify", metavar="OUTPUTS.npz", type=Path, help="compare with these recorded outputs"
+        "--verify",
+        metavar="OUTPUTS.npz",
+        type=flags.local_path,
+        help="compare with these recorded outputs",
     )
     parser.add_argument(
         "--tolerance",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
@@ -37,17 +36,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_checkpoint_flag(parser)
     flags.add_step_flag(parser)
     flags.add_config_flag(parser, optional="the config that the checkpoint carries")
-    parser.add_argument("--annotations", metavar="GT.json", type=Path, help="COCO annotations")
-    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of their images")
+    parser.add_argument(
+        "--annotations", metavar="GT.json", type=flags.local_path, help="COCO annotations"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=flags.local_path, help="folder of their images"
+    )
     parser.add_argument(
         "--predictions",
         metavar="RESULTS.json",
-        type=Path,
+        type=flags.local_path,
         help="score this results or label file instead of a model",
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="json file for the figures")
     parser.add_argument(
-        "--save_predictions", metavar="FILE", type=Path, help="json file for the COCO results"
+        "--output", metavar="FILE", type=flags.local_path, help="json file for the figures"
+    )
+    parser.add_argument(
+        "--save_predictions",
+        metavar="FILE",
+        type=flags.local_path,
+        help="json file for the COCO results",
     )
     parser.add_argument(
         "--class_agnostic",
@@ -133,12 +141,14 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     config.evaluation.class_agnostic |= args.class_agnostic
     dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
     names = tuple(name for _, name in model.categories)
-    unnamed = names == unnamed_classes(len(dataset.category_names))
-    if unnamed and not config.evaluation.class_agnostic:
-        _say("the checkpoint does not name its classes: they are taken in the data set's order")
-    elif not config.evaluation.class_agnostic:
+    by_class = not config.evaluation.class_agnostic
+    if names == unnamed_classes(len(dataset.category_names)):
+        names = dataset.category_names
+        if by_class or args.save_predictions:
+            _say("the checkpoint does not name its classes: they are taken in the data set's order")
+    elif by_class:
         check_same_classes(names, dataset)
-    evaluation = Evaluation(model.task, config, dataset)
+    evaluation = Evaluation(model.task, config, dataset, names)
     _say(
         f"step {model.step} of {args.checkpoint} on {evaluation.num_images} images of "
         f"{dataset.annotation_path}"

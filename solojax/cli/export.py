@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 from solojax.cli import flags
 
@@ -38,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=flags.local_path,
         required=True,
         help="the program, such as model.jaxexport; its settings go to model.json",
     )

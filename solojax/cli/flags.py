@@ -83,7 +83,7 @@ def add_workdir_flag(parser: argparse.ArgumentParser, required: bool = True) -> 
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        type=Path,
+        type=local_path,
         required=required,
         help="folder for all that is written; a run that finds its own checkpoints there goes on",
     )
@@ -126,6 +126,24 @@ def check_output_file(path: Path | None, flag: str) -> None:
         path.unlink()
 
 
+def local_path(text: str) -> Path:
+    """The type of flags that name a file or a folder, which has to be in a file system."""
+    return Path(local_name(text))
+
+
+def local_name(text: str) -> str:
+    """The same where other words may stand in the path's place.
+
+    A URL is refused: a `Path` of gs://bucket/run is a folder `gs:` in the current one.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no path: mount the bucket (such as with Cloud Storage FUSE) and give the "
+            "mounted path, or use other storage that all hosts share"
+        )
+    return text
+
+
 def probability(text: str) -> float:
     """The type of flags that take a number from 0 to 1."""
     value = float(text)
@@ -150,7 +168,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, required: bool = False)
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
-        type=Path,
+        type=local_path,
         required=required,
         help="the weights: a checkpoint, the workdir of a run for its newest one, or a PyTorch "
         "file of a published system (.pth, .pt, .pkl, .safetensors)",

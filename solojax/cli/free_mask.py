@@ -37,17 +37,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="PATH|random",
+        type=flags.local_name,
         required=True,
         help="whose backbone: a workdir, a checkpoint in one, a PyTorch file, or 'random'",
     )
     flags.add_step_flag(parser)
     flags.add_config_flag(parser, optional="a ResNet-50; for --checkpoint random alone")
-    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="the images")
     parser.add_argument(
-        "--annotations", metavar="FILE", type=Path, help="COCO json that lists the images to take"
+        "--images", metavar="DIR", type=flags.local_path, required=True, help="the images"
     )
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, required=True, help="json file for the masks"
+        "--annotations",
+        metavar="FILE",
+        type=flags.local_path,
+        help="COCO json that lists the images to take",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=flags.local_path,
+        required=True,
+        help="json file for the masks",
     )
     _add_search_flags(parser)
     _add_filter_flags(parser)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solojax.cli import flags
@@ -40,12 +39,16 @@ that are no images are named and left out. Several processes: as in `solojax tra
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument(
-        "--images", metavar="DIR", type=Path, required=True, help="the images, at any depth"
+        "--images",
+        metavar="DIR",
+        type=flags.local_path,
+        required=True,
+        help="the images, at any depth",
     )
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        type=Path,
+        type=flags.local_path,
         help="COCO json that lists the images to take; its ids, not its objects, are used",
     )
     flags.add_workdir_flag(parser)
@@ -53,6 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="PATH",
+        type=flags.local_name,
         help="to start from: a workdir of `solojax train` or a PyTorch file; it has to fit the "
         "config (default: one is pre-trained on the images)",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from solojax.cli import flags
 
@@ -13,7 +12,9 @@ HELP = """Finds the objects in images: COCO results with masks, and pictures to 
   solojax predict --checkpoint runs/r50 --images 'photos/*.jpg' --output out --score_threshold 0.5
 
 Written: OUTPUT/predictions.json (COCO results: the file's name, the data set's own category ids,
-boxes x y width height, masks as RLE at the image's size) and OUTPUT/overlays/NAME.png."""
+boxes x y width height, masks as RLE at the image's size) and OUTPUT/overlays/NAME.png. A mask that
+has no pixel at the image's size is left out; `solojax evaluate --checkpoint` counts it, as an
+error."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="DIR",
-        type=Path,
+        type=flags.local_path,
         required=True,
         help="folder for what is found; made if it is absent",
     )

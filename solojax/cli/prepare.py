@@ -50,8 +50,12 @@ TensorFlow is not needed, to write or to read; TFDS opens the folder
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument("what", choices=_KINDS, help="what the source is")
-    parser.add_argument("--annotations", metavar="FILE.json", type=Path, help="COCO or LVIS json")
-    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the image files")
+    parser.add_argument(
+        "--annotations", metavar="FILE.json", type=flags.local_path, help="COCO or LVIS json"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=flags.local_path, help="folder of the image files"
+    )
     parser.add_argument(
         "--output",
         metavar="DIR|FILE.json",
@@ -106,6 +110,11 @@ def run(args: argparse.Namespace) -> int:
 def _write_split(args: argparse.Namespace) -> int:
     from solojax.data.splits import write_split
 
+    if "://" in args.output:
+        raise InputError(
+            f"--output {args.output}: the json of a split is written to a file system alone: give "
+            "a local path and copy it afterwards"
+        )
     output = Path(args.output)
     flags.check_output_file(output, "--output")
     kind = _SPLIT_KINDS[args.what]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solojax.cli import flags
@@ -42,9 +41,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_image_flags(parser)
     _add_feature_flags(parser)
     _add_probe_flags(parser)
-    parser.add_argument("--output", metavar="FILE.json", type=Path, help="json for the figures")
     parser.add_argument(
-        "--features-output", metavar="FILE.npz", type=Path, help="npz for features and targets"
+        "--output", metavar="FILE.json", type=flags.local_path, help="json for the figures"
+    )
+    parser.add_argument(
+        "--features-output",
+        metavar="FILE.npz",
+        type=flags.local_path,
+        help="npz for features and targets",
     )
     flags.add_distributed_flags(parser)
 
@@ -54,12 +58,15 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-images",
             metavar="DIR",
-            type=Path,
+            type=flags.local_path,
             required=True,
             help=f"{name} images: class folders, or what --{name}-annotations refers to",
         )
         parser.add_argument(
-            f"--{name}-annotations", metavar="FILE.json", type=Path, help="their COCO json"
+            f"--{name}-annotations",
+            metavar="FILE.json",
+            type=flags.local_path,
+            help="their COCO json",
         )
 
 

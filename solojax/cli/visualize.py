@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from solojax.cli import flags
 from solojax.errors import InputError
@@ -21,7 +20,7 @@ correspondence.json with the counts of all:
 
   solojax visualize correspondence --checkpoint random runs/moco runs/densecl --images photos \\
       --output matches
-  solojax visualize correspondence --checkpoint runs/densecl --step 0,1000,last \\
+  solojax visualize correspondence --checkpoint runs/densecl --step 0,last \\
       --images photos --threshold none --output matches"""
 
 # Which flags are of which picture alone, and what stands in where one is not given.
@@ -49,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
+        type=flags.local_name,
         nargs="+",
         required=True,
         help="the weights: a checkpoint, the workdir of a run, or a PyTorch file (.pth, .pt, .pkl, "
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE.png|DIR",
-        type=Path,
+        type=flags.local_path,
         required=True,
         help="picture; with correspondence a folder",
     )

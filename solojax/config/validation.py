@@ -94,7 +94,6 @@ _MAY_BE_ZERO = (
     "loss.focal_gamma",
     "loss.dice_epsilon",
     "data.workers",
-    "data.prefetch",
     "train.log_every",
     "train.eval_every",
     "train.eval_every_epochs",
@@ -231,6 +230,16 @@ def _check_contrast(config: ConfigDict) -> None:
             rows.accumulate_steps,
             "queues and groups of BatchNorm need the whole batch at once, give 1",
         )
+    for path, value, wanted in (
+        ("model.backbone.frozen_stages", model.backbone.frozen_stages, -1),
+        ("model.backbone.train_norm_affine", model.backbone.train_norm_affine, True),
+        ("train.best_metric", rows.best_metric, None),
+    ):
+        if value != wanted:
+            raise _error(path, value, f"pre-training trains all and has no evaluation: {wanted}")
+    if rows.eval_every or (rows.eval_every is None and rows.eval_every_epochs):
+        path = "train.eval_every" if rows.eval_every else "train.eval_every_epochs"
+        raise _error(path, rows[path[6:]], "pre-training has no evaluation, give 0")
     if contrast.dense_weight and not model.dense:
         raise _error(
             "contrast.dense_weight", contrast.dense_weight, "without model.dense it must be 0"

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 import numpy as np
 
+from solojax.coco_entries import image_file_name, text_field
 from solojax.data.image_io import read_image
 from solojax.data.instances import (
     Annotation,
@@ -86,7 +86,7 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     as 1; "bbox", "area" and "emb" (an embedding, see `label_file`) may be missing. An LVIS file may
     do without "file_name": the last two parts of "coco_url" (train2017/000000391895.jpg) stand in.
     Boxes and polygons may leave the image by `segmentation_json.max_overshoot` pixels. Whether the
-    image files exist is not looked at here (`missing_images` does that).
+    image files exist is not looked at here.
 
     Args:
       annotations: the json file.
@@ -95,18 +95,34 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     Raises:
       InputError: anything is missing, malformed or contradictory, with the file and the entry.
     """
-    if not os.path.isdir(images):
-        raise InputError(f"{images}: no such image folder; give the folder of the image files")
+    _check_folder(images)
     return parse_document(str(annotations), read_document(str(annotations)), images)
+
+
+def load_coco_images(annotations: str | Path, images: str | Path) -> CocoDataset:
+    """The images of a COCO json, without objects and classes.
+
+    What the json says of those is not looked at, and it need not say anything: COCO's lists of
+    unlabelled images will do, files of boxes alone, and files with damaged objects.
+
+    Args:
+      annotations: the json file.
+      images: the folder of the image files.
+
+    Raises:
+      InputError: as `load_coco`, of the file and its images.
+    """
+    _check_folder(images)
+    path = str(annotations)
+    headers = _read_images(path, read_document(path))
+    return CocoDataset(path, str(images), (), tuple(headers.values()))
 
 
 def parse_document(path: str, document: dict, images: str | Path) -> CocoDataset:
     """The data set of a json that `read_document` has read; it is used up. See `load_coco`."""
     categories = _read_categories(path, _section(path, document, "categories"))
     labels = {category.id: label for label, category in enumerate(categories)}
-    headers = _parse_section(path, "image", _section(path, document, "images"), _parse_image)
-    if not headers:
-        raise InputError(f'{path}: the data set has no images; list at least one under "images"')
+    headers = _read_images(path, document)
     objects: dict[int, list[Annotation]] = {image_id: [] for image_id in headers}
 
     def parse(entry: dict) -> None:
@@ -121,16 +137,9 @@ def parse_document(path: str, document: dict, images: str | Path) -> CocoDataset
     return CocoDataset(path, str(images), categories, records)
 
 
-def missing_images(dataset: CocoDataset, limit: int = 10) -> tuple[str, ...]:
-    """The paths of the first image files that do not exist, at most `limit` of them."""
-    missing: list[str] = []
-    for record in dataset.images:
-        if len(missing) >= limit:
-            break
-        path = dataset.image_path(record)
-        if not os.path.isfile(path):
-            missing.append(path)
-    return tuple(missing)
+def _check_folder(images: str | Path) -> None:
+    if not os.path.isdir(images):
+        raise InputError(f"{images}: no such image folder; give the folder of the image files")
 
 
 def read_document(path: str) -> dict:
@@ -212,8 +221,16 @@ def _place(kind: str, index: int, entry: object) -> str:
 def _read_categories(path: str, entries: list) -> tuple[Category, ...]:
     if not entries:
         raise InputError(f'{path}: the data set has no categories; list them under "categories"')
-    names = _parse_section(path, "category", entries, lambda entry: _text(entry, "name"))
+    names = _parse_section(path, "category", entries, lambda entry: text_field(entry, "name"))
     return tuple(Category(category_id, names[category_id]) for category_id in sorted(names))
+
+
+def _read_images(path: str, document: dict) -> dict[int, ImageRecord]:
+    """The images without their objects, by id, in the order of the json."""
+    headers = _parse_section(path, "image", _section(path, document, "images"), _parse_image)
+    if not headers:
+        raise InputError(f'{path}: the data set has no images; list at least one under "images"')
+    return headers
 
 
 def _parse_image(entry: dict) -> ImageRecord:
@@ -222,14 +239,7 @@ def _parse_image(entry: dict) -> ImageRecord:
     if height <= 0 or width <= 0:
         raise ValueError(f"width {width} and height {height} have to be positive; correct them")
     lists = {key: _integers(entry, key) for key in LVIS_IMAGE_KEYS}
-    return ImageRecord(_integer(entry, "id"), _file_name(entry), height, width, (), **lists)
-
-
-def _file_name(entry: dict) -> str:
-    """The file's name below the image folder; LVIS gives nothing but the URL it came from."""
-    if "file_name" not in entry and "coco_url" in entry:
-        return "/".join(urlparse(_text(entry, "coco_url")).path.split("/")[-2:])
-    return _text(entry, "file_name")
+    return ImageRecord(_integer(entry, "id"), image_file_name(entry), height, width, (), **lists)
 
 
 def _integers(entry: dict, key: str) -> tuple[int, ...]:
@@ -309,13 +319,6 @@ def _integer(entry: dict, key: str) -> int:
     value = _field(entry, key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f'"{key}" is {value!r}; it has to be a whole number')
-    return value
-
-
-def _text(entry: dict, key: str) -> str:
-    value = _field(entry, key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f'"{key}" is {value!r}; it has to be a text that is not empty')
     return value
 
 

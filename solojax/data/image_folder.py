@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from solojax.data.coco import load_coco
+from solojax.data.coco import load_coco_images
 from solojax.data.image_files import SUFFIXES
 from solojax.data.image_io import decode_image, read_image
 from solojax.data.records import INSTANCE_KINDS, RecordsSplit, open_split
@@ -146,8 +146,8 @@ def list_folder(folder: str | Path) -> ImageList:
 
 
 def list_coco(annotations: str | Path, images: str | Path) -> ImageList:
-    """The images of a COCO json, in its order, without classes; raises as `load_coco`."""
-    dataset = load_coco(annotations, images)
+    """The images of a COCO json, in its order, without classes; raises as `load_coco_images`."""
+    dataset = load_coco_images(annotations, images)
     names = tuple(record.file_name for record in dataset.images)
     return ImageList(str(annotations), names, None, (), FileStore(str(images)))
 

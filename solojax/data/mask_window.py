@@ -11,6 +11,7 @@ from pycocotools import mask as mask_utils
 
 from solojax.data.packing import pack_masks
 from solojax.data.segmentation import nearest_pixels, rasterize_polygons, shrink_mask
+from solojax.data.segmentation_json import decode_runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -58,7 +59,22 @@ class MaskWindow:
 def decode_window(
     segmentation: Sequence | Mapping, height: int, width: int, out_height: int, out_width: int
 ) -> MaskWindow:
-    """The window of what `segmentation.decode_segmentation` returns for the same arguments."""
+    """Rasterises a segmentation at a target size, within the rectangle that holds it.
+
+    Polygons are scaled first and rasterised at the target size. Run lengths are decoded, then each
+    target pixel takes the source pixel that its centre falls into: the alignment of the image's
+    own bilinear resize. (OpenCV's INTER_NEAREST is half a pixel off, INTER_NEAREST_EXACT is not
+    exact where a centre falls on an edge.)
+
+    Args:
+      segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels of the image, or run lengths
+        {"size", "counts"}, compressed or not. It has to be valid (`parse_segmentation` checks it):
+        pycocotools reads beyond its memory on some bad input.
+      height: of the image that the segmentation refers to.
+      width: likewise.
+      out_height: of the result.
+      out_width: likewise.
+    """
     if not isinstance(segmentation, Mapping):
         scale = (out_width / width, out_height / height)
         return _window(rasterize_polygons(segmentation, scale, out_height, out_width))
@@ -127,7 +143,7 @@ def _tight(top: int, left: int, mask: np.ndarray) -> MaskWindow:
 def _window(rle: Mapping) -> MaskWindow:
     """Decodes compressed run lengths within their bounding box."""
     height = rle["size"][0]
-    runs = _runs(rle["counts"])
+    runs = decode_runs(rle["counts"])
     edges = np.cumsum(runs)
     starts, stops = edges[0 : 2 * (len(edges) // 2) : 2], edges[1::2]
     occupied = stops > starts
@@ -149,23 +165,3 @@ def _window(rle: Mapping) -> MaskWindow:
     values = np.arange(len(bounds)) % 2
     mask = np.repeat(values.astype(np.uint8), np.diff(bounds, prepend=0))
     return MaskWindow(top, left, cv2.transpose(mask.reshape(right - left, rows)))
-
-
-def _runs(counts: str | bytes) -> np.ndarray:
-    """The runs of COCO's compressed string, background first: int64.
-
-    Numbers are in characters of five bits, the lowest first, each but the last with a sixth bit
-    set; from the fourth number on, they are differences from the run two places before.
-    """
-    text = counts.encode("ascii") if isinstance(counts, str) else counts
-    characters = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(characters & 32 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    place = np.arange(len(characters)) - np.repeat(first, lengths)
-    numbers = np.add.reduceat((characters & 31) << (5 * place), first)
-    negative = characters[last] & 16 != 0
-    numbers[negative] -= 1 << (5 * lengths[negative])
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers

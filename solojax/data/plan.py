@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -60,14 +59,6 @@ class EpochStream:
     def steps_per_epoch(self) -> int:
         """The steps that one epoch takes, rounded up."""
         return -(-self.num_images // self.batch_size)
-
-    def steps_for_epochs(self, epochs: float) -> int:
-        """The fewest steps that read at least `epochs` epochs. Rounds once, not every epoch."""
-        return math.ceil(epochs * self.num_images / self.batch_size)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch of the first row of `step`."""
-        return step * self.batch_size // self.num_images
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

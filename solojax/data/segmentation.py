@@ -1,4 +1,4 @@
-"""COCO segmentations (polygons and run lengths) as binary masks, and what is read off a mask."""
+"""What masks are made with, and what is read off them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,13 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 
-def decode_segmentation(
-    segmentation: Sequence | Mapping, height: int, width: int, out_height: int, out_width: int
-) -> np.ndarray:
-    """Rasterises a segmentation at a target size.
-
-    Polygons are scaled first and rasterised at the target size. Run lengths are decoded, then each
-    target pixel takes the source pixel that its centre falls into: the alignment of the image's
-    own bilinear resize. (OpenCV's INTER_NEAREST is half a pixel off, INTER_NEAREST_EXACT is not
-    exact where a centre falls on an edge.)
-
-    Args:
-      segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels of the image, or run lengths
-        {"size", "counts"}, compressed or not. It has to be valid (`parse_segmentation` checks it):
-        pycocotools reads beyond its memory on some bad input.
-      height: of the image that the segmentation refers to.
-      width: likewise.
-      out_height: of the result.
-      out_width: likewise.
-
-    Returns:
-      (out_height, out_width) uint8 in {0, 1}.
-    """
-    if isinstance(segmentation, Mapping):
-        rle = segmentation
-        if isinstance(rle["counts"], list | tuple):
-            rle = mask_utils.frPyObjects(rle, height, width)
-        return _decode_resized(rle, out_height, out_width)
-    scale = (out_width / width, out_height / height)
-    rle = rasterize_polygons(segmentation, scale, out_height, out_width)
-    return _decode_resized(rle, out_height, out_width)
-
-
 def rasterize_polygons(
     polygons: Sequence, scale: tuple[float, float], height: int, width: int
 ) -> Mapping:
     """Joins polygons [[x1, y1, ...], ...], multiplied by (x, y) factors, to compressed run lengths.
 
     Args:
-      polygons: see `decode_segmentation`.
+      polygons: see `mask_window.decode_window`.
       scale: of x and of y.
       height: of the mask.
       width: likewise.
@@ -108,16 +76,3 @@ def center_of_mass(mask: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
         rows @ np.arange(top, top + rows.size),
     )
     return np.asarray([moment / area for moment in moments], np.float32)
-
-
-def _decode_resized(rle: Mapping, out_height: int, out_width: int) -> np.ndarray:
-    """Run lengths to a contiguous (out_height, out_width) array.
-
-    pycocotools fills columns first, so columns are picked as rows of the transposed mask.
-    """
-    columns_first = mask_utils.decode(rle).T
-    width, height = columns_first.shape
-    if width != out_width:
-        columns_first = columns_first[nearest_pixels(width, out_width)]
-    mask = cv2.transpose(columns_first)
-    return mask if height == out_height else mask[nearest_pixels(height, out_height)]

@@ -41,6 +41,30 @@ def parse_segmentation(raw: object, height: int, width: int) -> Polygons | RunLe
     return polygons
 
 
+def decode_runs(counts: str | bytes) -> np.ndarray:
+    """The runs of COCO's compressed string, background first: int64.
+
+    Numbers are in characters of five bits (offset 48), the lowest first, each but the last with a
+    sixth bit set, and the last one's fifth bit is the sign; from the fourth number on, they are
+    differences from the run two places before.
+
+    Args:
+      counts: has to be valid, as `parse_segmentation` leaves it: nothing is checked here.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(codes & 32 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    place = np.arange(len(codes)) - np.repeat(first, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), first)
+    negative = codes[last] & 16 != 0
+    runs[negative] -= 1 << (5 * lengths[negative])
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
 def parse_coordinates(raw: object) -> np.ndarray:
     """A flat list of numbers as a float64 vector."""
     problem = "polygon is not a flat list of numbers; write it as [x1, y1, x2, y2, ...]"
@@ -99,14 +123,17 @@ def _parse_run_lengths(raw: Mapping, height: int, width: int) -> RunLengths:
             "encode the mask at the image's size, or correct the image's size"
         )
     compressed = not isinstance(counts, list | tuple)
-    runs = _runs_of_string(_as_bytes(counts)) if compressed else _runs_of_list(counts)
+    if compressed:
+        counts = _as_bytes(counts)
+        _check_string(counts)
+    runs = decode_runs(counts) if compressed else _runs_of_list(counts)
     if (runs < 0).any() or int(runs.sum()) != height * width:
         raise ValueError(
             f"run lengths do not add up to the {height * width} pixels of the mask; "
             "encode the mask again"
         )
     if compressed:
-        return {"size": [height, width], "counts": _as_bytes(counts)}
+        return {"size": [height, width], "counts": counts}
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
 
 
@@ -117,26 +144,15 @@ def _runs_of_list(counts: list) -> np.ndarray:
     return runs
 
 
-def _runs_of_string(counts: bytes) -> np.ndarray:
-    """The run lengths in a compressed COCO string, as int64.
-
-    The format: numbers of 5 bits a character (offset 48, bit 5 = more follow, least significant
-    first, sign extended); from the fourth on, the difference from the run two places before.
-    """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+def _check_string(counts: bytes) -> None:
+    """Refuses a string that `decode_runs` would make nonsense of."""
+    codes = np.frombuffer(counts, np.uint8)
+    # From 80 on, an offset of 48 and bit 5, more characters of the number follow.
+    if not codes.size or codes.min() < 48 or codes.max() > 111 or codes[-1] >= 80:
         raise ValueError("counts is no complete compressed run-length string; encode it again")
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
+    ends = np.flatnonzero(codes < 80)
+    if ends[0] >= 7 or (ends[1:] - ends[:-1] > 7).any():
         raise ValueError("counts holds a number of more than 35 bits; encode the mask again")
-    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((codes & 31) << shifts, starts)
-    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
 
 
 def _as_bytes(counts: object) -> bytes:

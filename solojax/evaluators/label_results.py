@@ -1,11 +1,13 @@
-"""Label files as results: masks that Free Mask or a first training found, to be scored."""
+"""Results whose images have other ids or names alone: label files, and what `predict` writes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from solojax.coco_entries import image_file_name
 from solojax.errors import InputError
 from solojax.evaluators.entries import field, place, read_json
 from solojax.evaluators.results import load_results
@@ -13,8 +15,14 @@ from solojax.evaluators.results import load_results
 _logger = logging.getLogger(__name__)
 
 
-def load_predictions(path: str | Path, annotations: str | Path) -> list[dict]:
+def load_predictions(
+    path: str | Path, annotations: str | Path, *, class_agnostic: bool
+) -> list[dict]:
     """Reads COCO results, or the scored masks of a label file as results.
+
+    Results with "file_name" in the place of "image_id", as `solojax predict` writes them, get the
+    ids of the annotations' images of that name; a name without folders will do where but one image
+    has it.
 
     A label file is a COCO json whose annotations have scores, the published mask files included.
     Its images are found among those of the annotations by file name, whatever ids they have; those
@@ -24,14 +32,20 @@ def load_predictions(path: str | Path, annotations: str | Path) -> list[dict]:
     Args:
       path: the json: a list of results, or a label file.
       annotations: the COCO json to be scored against.
+      class_agnostic: whether classes are to be ignored; those of a label file have to be.
 
     Raises:
-      InputError: the file cannot be read or is neither; an object has no score; or no image of a
-        label file is among the annotations.
+      InputError: the file cannot be read or is neither; the annotations have no image of a result's
+        name, or several; a label file is to be scored by class; an object of it has no score; or
+        none of its images is among the annotations.
     """
     document = read_json(path, "results")
     if not isinstance(document, Mapping) or "annotations" not in document:
-        return load_results(path, document)
+        return _with_image_ids(load_results(path, document), path, annotations)
+    if not class_agnostic:
+        raise InputError(
+            f"{path}: a label file, which has one class of its own: add --class-agnostic"
+        )
     known = _ids_by_name(read_json(annotations, "annotations"), annotations)
     names = {image_id: name for name, image_id in _ids_by_name(document, path).items()}
     ids = {image_id: known[name] for image_id, name in names.items() if name in known}
@@ -64,12 +78,60 @@ def load_predictions(path: str | Path, annotations: str | Path) -> list[dict]:
     return results
 
 
+def _with_image_ids(results: list, path: str | Path, annotations: str | Path) -> list:
+    """The results, those that name a file and no image with the image's id."""
+    unnumbered = [
+        isinstance(entry, Mapping) and "file_name" in entry and "image_id" not in entry
+        for entry in results
+    ]
+    if not any(unnumbered):
+        return results
+    known = _ids_by_name(read_json(annotations, "annotations"), annotations)
+    by_end = _names_by_end(known)
+    numbered = []
+    for index, (entry, lacks_id) in enumerate(zip(results, unnumbered, strict=True)):
+        if lacks_id:
+            try:
+                name = _full_name(image_file_name(entry), known, by_end)
+            except ValueError as problem:
+                raise InputError(
+                    f"{path}: {place('entry', index, entry)}: {problem}; give the images the names "
+                    f"that they have in {annotations}, or the annotations of these images"
+                ) from None
+            entry = entry | {"image_id": known[name]}
+        numbered.append(entry)
+    return numbered
+
+
+def _full_name(name: str, known: Mapping[str, int], by_end: Mapping[str, Sequence[str]]) -> str:
+    """The annotations' name of an image; ValueError unless there is exactly one."""
+    if name in known:
+        return name
+    names = by_end.get(name, ())
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise ValueError(f"image {name!r} may be {names[0]!r} or {names[1]!r} of the annotations")
+    raise ValueError(f"image {name!r} is not among the annotations")
+
+
+def _names_by_end(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names with folders by each of their ends: a/b/c.jpg by b/c.jpg and by c.jpg."""
+    by_end = defaultdict(list)
+    for name in names:
+        end = name
+        while "/" in end:
+            end = end.partition("/")[2]
+            by_end[end].append(name)
+    return by_end
+
+
 def _ids_by_name(document: object, path: str | Path) -> dict[str, int]:
     images = document.get("images") if isinstance(document, Mapping) else None
     ids: dict[str, int] = {}
     try:
         for image in images:
-            name, image_id = field(image, "file_name"), field(image, "id")
+            image_id, name = field(image, "id"), image_file_name(image)
             if ids.setdefault(name, image_id) != image_id:
                 raise ValueError(f"{name!r} is there as {ids[name]} and as {image_id}")
     except (TypeError, ValueError) as problem:

@@ -6,20 +6,8 @@ torchvision: see `solojax.interop.stems`. BatchNorm is frozen: statistics and af
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-
 from solojax.interop.backbones import COUNTERS, detectron2_rows
-from solojax.interop.layout import (
-    CONV,
-    NORM,
-    Layout,
-    PyTree,
-    Row,
-    export_state,
-    import_state,
-)
+from solojax.interop.layout import CONV, NORM, Layout, Row
 from solojax.interop.stems import MSRA, TORCHVISION
 
 _MASK_BLOCK = "mask_head.convs_all_levels.{l}.conv{s}"
@@ -66,30 +54,3 @@ FREESOLO = Layout(
     stem=TORCHVISION,
     outer="model",
 )
-
-
-def import_adelaidet(
-    state: Mapping[str, np.ndarray], expected: PyTree | None = None
-) -> dict[str, PyTree]:
-    """Variables of a `Segmenter` from an AdelaiDet SOLOv2 state dict; its stem stays as it is.
-
-    Args:
-      state: AdelaiDet's names to arrays, convolutions OIHW.
-      expected: the model's variables, as arrays or shapes; see `import_state`.
-
-    Returns:
-      {"params": tree, "batch_stats": tree} of NumPy arrays, dtypes kept.
-
-    Raises:
-      InputError: naming the tensors that are missing, unexpected, misshapen or not floating point.
-    """
-    return import_state(ADELAIDET, state, expected)
-
-
-def export_adelaidet(variables: PyTree) -> dict[str, np.ndarray]:
-    """An AdelaiDet SOLOv2 state dict of a `Segmenter`'s variables: undoes `import_adelaidet`.
-
-    Raises:
-      InputError: naming the leaves that AdelaiDet has no place for.
-    """
-    return export_state(ADELAIDET, variables)

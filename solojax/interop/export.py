@@ -19,6 +19,8 @@ from solojax.interop.stems import TORCHVISION, UNIT_STD, Stem, flip_stem_channel
 from solojax.interop.torch_zip_writer import write_torch_zip
 from solojax.interop.trees import flatten, unflatten
 
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # what a pickle calls to make an array
+
 SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 
 
@@ -99,7 +101,8 @@ def export_checkpoint(
         write_safetensors(path, state, {"format": "pt"})
     elif path.suffix == ".pkl":
         content = {"model": state, "__author__": "solojax", "matching_heuristics": True}
-        path.write_bytes(pickle.dumps(content, protocol=4))
+        with path.open("wb") as file:
+            _NumPy1Pickler(file, protocol=4).dump(content)
     elif layout.outer:
         meta = {"meta": {"CLASSES": tuple(class_names)}} if class_names else {}
         write_torch_zip(path, {layout.outer: state} | meta)
@@ -112,6 +115,16 @@ def check_suffix(path: FilePath) -> None:
     """Raises an InputError for a file that is in none of the formats that can be written."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: give a name that ends in {', '.join(SUFFIXES)}")
+
+
+class _NumPy1Pickler(pickle._Pickler):  # the one in C looks names up by itself
+    """Names arrays' constructor as NumPy 1 does, with which detectron2 runs; NumPy 2 knows both."""
+
+    def save_global(self, obj, name=None):
+        if obj is not _RECONSTRUCT:
+            return super().save_global(obj, name)
+        self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")
+        self.memoize(obj)
 
 
 def _backbone_parts(variables: PyTree, layout: Layout) -> PyTree:

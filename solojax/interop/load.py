@@ -125,33 +125,6 @@ def with_stem(found: ForeignCheckpoint, stem: Stem) -> ForeignCheckpoint:
     )
 
 
-def import_checkpoint(
-    path: str | os.PathLike,
-    settings: Mapping[str, Any] | None = None,
-    expected: PyTree | None = None,
-) -> tuple[dict[str, PyTree], ForeignCheckpoint]:
-    """Variables of a whole network from a file.
-
-    Args:
-      path: see `read_state`.
-      settings: the values of a config by dotted key (`solojax.config.schema.flatten`), which the
-        file must fit; None: not compared.
-      expected: the model's variables, as arrays or shapes; None: not compared.
-
-    Returns:
-      {"params": ..., "batch_stats": ...} in float32, and the description of the file.
-
-    Raises:
-      InputError: see `open_checkpoint`; or the file holds a backbone alone, or does not fit the
-        config or the model: the keys, or the tensors, are named with the fix.
-    """
-    found = open_checkpoint(path)
-    require_whole(found)
-    if settings is not None:
-        check_settings(found.architecture, settings, where=found.title)
-    return fit(found, expected), found
-
-
 def require_whole(found: ForeignCheckpoint) -> None:
     """Raises an InputError for a backbone alone."""
     if found.is_backbone:

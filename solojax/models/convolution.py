@@ -1,4 +1,4 @@
-"""Convolution with its parameters."""
+"""Convolution and linear layer with their parameters."""
 
 from __future__ import annotations
 
@@ -53,10 +53,37 @@ class Conv(nn.Module):
         dtype = nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype)
         x = x.astype(dtype)
         if self.groups > 1:
-            y = convolve_grouped(x, kernel.astype(dtype), self.groups, self.stride)
+            y = convolve_grouped(x, kernel, self.groups, self.stride)
         elif self.kernel_size == 1:
             y = project(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             y = convolve(x, kernel, self.stride)
         # The sum is rounded after the bias, whose gradient so is one of the bias's own type.
         return y if bias is None else (y + bias).astype(dtype)
+
+
+class Linear(nn.Module):
+    """Linear layer whose parameters' gradients keep their type, as those of `Conv` do.
+
+    Flax's Dense rounds its kernel before the product, and so the gradient that devices add up.
+
+    Attributes:
+      features: D.
+      kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias.
+      dtype: compute type.
+    """
+
+    features: int
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, C) to (B, D)."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        dtype = nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype)
+        y = project(x.astype(dtype)[:, None, None], kernel)[:, 0, 0]
+        return (y + bias).astype(dtype)

@@ -55,7 +55,8 @@ class DeformConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        dtype = nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype)
+        x = x.astype(dtype)
         offset = Conv(
             (3 if self.modulated else 2) * taps,
             self.kernel_size,
@@ -73,7 +74,7 @@ class DeformConv(nn.Module):
             stride=self.stride,
             groups=self.groups,
         )
-        return y if bias is None else y + bias
+        return y if bias is None else (y + bias).astype(dtype)
 
 
 def conv_class(deformable: str) -> Callable[..., nn.Module]:

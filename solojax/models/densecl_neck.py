@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
-from solojax.models.convolution import Conv
+from solojax.models.convolution import Conv, Linear
 from solojax.ops.pooling import adaptive_average_pool
 from solojax.structures import Array
 
@@ -53,7 +53,7 @@ class DenseCLNeck(nn.Module):
         """(B, h, w, C) of the backbone's last stage to embeddings."""
 
         def linear(width, name):
-            return nn.Dense(width, kernel_init=_KAIMING, dtype=self.dtype, name=name)
+            return Linear(width, kernel_init=_KAIMING, dtype=self.dtype, name=name)
 
         def cellwise(width, name):
             return Conv(width, 1, kernel_init=_KAIMING, dtype=self.dtype, name=name)

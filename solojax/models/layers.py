@@ -69,6 +69,13 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / jnp.maximum(count - 1, 1))[..., None]
                 for stored, new in ((mean_var, mean), (var_var, unbiased)):
                     stored.value = self._moved(stored.value, new, count)
+            if row_mask is not None:
+                # Rows that do not count must stay finite even so: dozens of layers that divide by
+                # a variance of 0 would make infinities of them, whose gradient is NaN under any
+                # mask.
+                counts = count[..., None] > 0
+                mean = jnp.where(counts, mean, mean_var.value)
+                var = jnp.where(counts, var, var_var.value)
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
         if mean.ndim > 1:

@@ -1,26 +1,10 @@
-"""Boxes: formats, areas, and the tight boxes of masks."""
+"""The tight boxes of masks."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
 from solojax.structures import Array
-
-
-def box_xyxy_to_xywh(boxes: Array) -> Array:
-    """Turns corners (x1, y1, x2, y2) into COCO's (x, y, width, height). Shape (..., 4)."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
-
-
-def box_xywh_to_xyxy(boxes: Array) -> Array:
-    """Turns COCO's (x, y, width, height) into corners (x1, y1, x2, y2). Shape (..., 4)."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-
-
-def box_area(boxes_xyxy: Array) -> Array:
-    """Width times height of xyxy boxes, shape (..., 4) to (...)."""
-    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    return size[..., 0] * size[..., 1]
 
 
 def boxes_from_masks(masks: Array) -> Array:

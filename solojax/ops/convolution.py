@@ -78,28 +78,42 @@ def _backward(stride, residuals, gradient):
     x, kernel = residuals
     (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](gradient)
     sizes = {"side": kernel.shape[0], "stride": stride, "dtype": kernel.dtype}
-    kernel_gradient = jax.lax.platform_dependent(
+    of_kernel = jax.lax.platform_dependent(
         x,
         gradient,
         cpu=functools.partial(_kernel_gradient_by_rows, **sizes),
-        default=functools.partial(_kernel_gradient, **sizes),
+        default=functools.partial(kernel_gradient, **sizes),
     )
-    return x_gradient, kernel_gradient
+    return x_gradient, of_kernel
 
 
 _convolve_by_stride.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(
+def kernel_gradient(
     x: Array,
     gradient: Array,
     *,
     side: int,
     stride: int,
     dtype: jnp.dtype,
+    groups: int = 1,
     pad_rows: bool = True,
 ) -> Array:
-    """The images convolved with their gradients, batch and channels in each other's place."""
+    """The images convolved with their gradients, batch and channels in each other's place.
+
+    Args:
+      x: (B, H, W, C), what was convolved.
+      gradient: (B, h, w, D) of the output.
+      side: of the kernel.
+      stride: of both axes.
+      dtype: of the result; sums are of this type too.
+      groups: of the channels.
+      pad_rows: whether the convolution padded the rows of x; its columns it always did.
+
+    Returns:
+      (k, k, C / groups, D).
+    """
     padding = []
     for size, steps, pad in (
         (x.shape[1], gradient.shape[1], side // 2 if pad_rows else 0),
@@ -114,6 +128,7 @@ def _kernel_gradient(
         padding=padding,
         rhs_dilation=(stride, stride),
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=groups,
         preferred_element_type=dtype,
     )
 
@@ -126,14 +141,14 @@ def _kernel_gradient_by_rows(
     bands = math.ceil(batch * height * width / _CPU_PIXELS)
     bands = next(n for n in range(min(bands, height), height + 1) if height % n == 0)
     if bands == 1:
-        return _kernel_gradient(x, gradient, side=side, stride=stride, dtype=dtype)
+        return kernel_gradient(x, gradient, side=side, stride=stride, dtype=dtype)
     rows, pad = height // bands, side // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
     reach = (rows - 1) * stride + side
 
     # Unrolled: inside a loop XLA's CPU backend does not use its fast convolution.
     return sum(
-        _kernel_gradient(
+        kernel_gradient(
             padded[:, start * stride : start * stride + reach],
             gradient[:, start : start + rows],
             side=side,

@@ -55,7 +55,7 @@ def deform_conv(
       x: (B, H, W, C).
       offset: (B, h, w, offset_groups * k * k * 2), h = ceil(H / stride), in pixels of x: for every
         offset group and tap (row by row) first dy, then dx. Positions are at least float32.
-      kernel: (k, k, C / groups, D), k odd.
+      kernel: (k, k, C / groups, D), k odd, of x's type or a wider one, as its gradient then is.
       mask: (B, h, w, offset_groups * k * k), factors of the samples; None means ones (version 1).
       stride: of both axes.
       dilation: distance of the taps.
@@ -172,7 +172,7 @@ def _sample_and_contract(
 
     def add_tap(out, tap):
         kernel, index, weight = tap
-        return out + _contract(_sample(rows, index, weight, row_length), kernel), None
+        return out + _contract(_sample(rows, index, weight, row_length), kernel, rows.dtype), None
 
     shape = (kernel.shape[1], *index.shape[2:], kernel.shape[4])
     out = jnp.zeros(shape, _exact(rows.dtype))
@@ -190,7 +190,10 @@ def _backward(row_length, residuals, gradient):
     def add_tap(rows_gradient, tap):
         kernel, index, weight = tap
         sample = _sample(rows, index, weight, row_length)
-        sample_gradient, kernel_gradient = jax.vjp(_contract, sample, kernel)[1](gradient)
+        (sample_gradient,) = jax.vjp(lambda s: _contract(s, kernel, rows.dtype), sample)[1](
+            gradient
+        )
+        kernel_gradient = _kernel_gradient(sample, kernel, gradient, rows.dtype)
         weight_gradient = [
             jnp.sum(sample_gradient * _gather(rows, index + corner), axis=-1)
             for corner in _corner_steps(row_length)
@@ -218,11 +221,20 @@ def _corner_steps(row_length: int) -> tuple[int, ...]:
     return 0, 1, row_length, row_length + 1
 
 
-def _contract(sample: Array, kernel: Array) -> Array:
-    """(G * M, B, P, c) and (G, M, c, d) to (G, B, P, d), products in the kernel's dtype."""
-    sample = sample.astype(kernel.dtype).reshape(*kernel.shape[:2], *sample.shape[1:])
-    exact = _exact(kernel.dtype)
-    return jnp.einsum("gmbpc,gmcd->gbpd", sample, kernel, preferred_element_type=exact)
+def _contract(sample: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+    """(G * M, B, P, c) and (G, M, c, d) to (G, B, P, d), products in the given dtype."""
+    sample = sample.astype(dtype).reshape(*kernel.shape[:2], *sample.shape[1:])
+    return jnp.einsum(
+        "gmbpc,gmcd->gbpd", sample, kernel.astype(dtype), preferred_element_type=_exact(dtype)
+    )
+
+
+def _kernel_gradient(sample: Array, kernel: Array, gradient: Array, dtype: jnp.dtype) -> Array:
+    """(G, M, c, d) in the kernel's type, which may be wider than what it is multiplied with."""
+    sample = sample.astype(dtype).reshape(*kernel.shape[:2], *sample.shape[1:])
+    return jnp.einsum(
+        "gmbpc,gbpd->gmcd", sample, gradient, preferred_element_type=_exact(kernel.dtype)
+    ).astype(kernel.dtype)
 
 
 def _sample(rows: Array, index: Array, weight: Array, row_length: int) -> Array:

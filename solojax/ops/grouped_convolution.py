@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from solojax.ops.convolution import convolve
+from solojax.ops.convolution import convolve, kernel_gradient
 from solojax.structures import Array
 
 # XLA's CPU backend spends four times as long on groups of 16 channels as on dense blocks of 32 that
@@ -42,7 +42,8 @@ def convolve_grouped(x: Array, kernel: Array, groups: int, stride: int = 1) -> A
 
     Args:
       x: (B, H, W, C).
-      kernel: (k, k, C / groups, D), k odd, the outputs of the first group first.
+      kernel: (k, k, C / groups, D), k odd, of x's type or a wider one, as its gradient then is; the
+        outputs of the first group first.
       groups: divides C and D.
       stride: of both axes.
 
@@ -63,12 +64,12 @@ def _forward(x, kernel, groups, stride):
 
 def _backward(groups, stride, residuals, gradient):
     # Written out, because the derivative of a choice by platform keeps what either side needs.
-    def pull(convolution):
-        convolution = functools.partial(convolution, groups=groups, stride=stride)
-        return lambda x, kernel, g: jax.vjp(convolution, x, kernel)[1](g)
-
+    sizes = {"groups": groups, "stride": stride}
     return jax.lax.platform_dependent(
-        *residuals, gradient, cpu=pull(_convolve_blocks), default=pull(_convolve_groups)
+        *residuals,
+        gradient,
+        cpu=functools.partial(_pull_blocks, **sizes),
+        default=functools.partial(_pull_groups, **sizes),
     )
 
 
@@ -79,7 +80,7 @@ def _convolve_groups(x: Array, kernel: Array, *, groups: int, stride: int) -> Ar
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -92,3 +93,19 @@ def _convolve_blocks(x: Array, kernel: Array, *, groups: int, stride: int) -> Ar
     inputs, kernels = jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1)
     outputs = [convolve(x, kernel, stride) for x, kernel in zip(inputs, kernels, strict=True)]
     return jnp.concatenate(outputs, axis=-1)
+
+
+def _pull_groups(x, kernel, gradient, *, groups: int, stride: int) -> tuple[Array, Array]:
+    """The gradients of x and of the kernel, summed in the kernel's type."""
+
+    def of_image(x):
+        return _convolve_groups(x, kernel, groups=groups, stride=stride)
+
+    (x_gradient,) = jax.vjp(of_image, x)[1](gradient)
+    sizes = {"side": kernel.shape[0], "stride": stride, "groups": groups, "dtype": kernel.dtype}
+    return x_gradient, kernel_gradient(x, gradient, **sizes)
+
+
+def _pull_blocks(x, kernel, gradient, *, groups: int, stride: int) -> tuple[Array, Array]:
+    convolution = functools.partial(_convolve_blocks, groups=groups, stride=stride)
+    return jax.vjp(convolution, x, kernel)[1](gradient)

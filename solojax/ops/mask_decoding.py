@@ -10,13 +10,9 @@ import jax.numpy as jnp
 
 from solojax.errors import InputError
 from solojax.ops.dynamic_conv import dynamic_conv_3x3
+from solojax.ops.picking import pick_rows
 from solojax.ops.resize import resize_bilinear
 from solojax.structures import Array, DecoupledMasks, DirectMasks, DynamicMasks, Masks
-
-
-def gather_cells(values: Array, cells: Array) -> Array:
-    """Rows of the cell axis: (B, G, E) at indices (B, P) gives (B, P, E)."""
-    return jnp.take_along_axis(values, cells[..., None], axis=1)
 
 
 def decode_dynamic(kernels: Array, features: Array) -> Array:
@@ -111,7 +107,7 @@ def _(masks: DecoupledMasks) -> tuple[int, int]:
 
 @mask_logits.register
 def _(masks: DynamicMasks, cells: Array) -> Array:
-    kernels = gather_cells(masks.kernels, cells)
+    kernels = pick_rows(masks.kernels, cells)
     if kernels.shape[-1] == masks.features.shape[-1]:
         return decode_dynamic(kernels, masks.features)
     return dynamic_conv_3x3(kernels, masks.features)
@@ -133,7 +129,7 @@ def _(masks: DecoupledMasks, cells: Array, size: tuple[int, int] | None = None) 
 
 def _pick_maps(maps: Array, index: Array) -> Array:
     """Channels of (B, h, w, S) at (B, P) indices: (B, P, h, w)."""
-    return jnp.take_along_axis(jnp.moveaxis(maps, -1, 1), index[..., None, None], axis=1)
+    return pick_rows(jnp.moveaxis(maps, -1, 1), index)
 
 
 def _resize(maps: Array, size: tuple[int, int] | None) -> Array:

@@ -20,7 +20,6 @@ from solojax.errors import InputError
 from solojax.ops.boxes import boxes_from_masks
 from solojax.ops.mask_decoding import (
     count_cells,
-    gather_cells,
     groups_with_offsets,
     map_size,
     mask_probabilities,
@@ -34,6 +33,7 @@ from solojax.ops.masks import (
     unpack_masks,
 )
 from solojax.ops.nms import fast_nms, hard_nms, matrix_nms, points_nms, soft_nms
+from solojax.ops.picking import pick_rows
 from solojax.ops.vectors import l2_normalize
 from solojax.structures import Array, Detections, GridSpec, Masks, SegmenterOutputs
 
@@ -51,8 +51,8 @@ class DetectionSettings:
       mask_threshold: probability above which a pixel is foreground.
       nms_pre: masks that enter Matrix NMS.
       nms: "matrix", "soft", "hard" or "fast".
-      nms_threshold: overlap from which hard and fast NMS suppress, and from which soft NMS with
-        the linear kernel decays.
+      nms_threshold: overlap above which hard and fast NMS suppress, and soft NMS with the linear
+        kernel decays.
       nms_kernel: of matrix and soft NMS, "gaussian" or "linear".
       nms_sigma: of the Gaussian kernel, in exp(-sigma iou^2).
       update_threshold: least score that survives Matrix NMS.
@@ -107,7 +107,7 @@ def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSetting
     scores = jnp.where(areas > jnp.asarray(strides)[cells], scores * quality, 0.0)
 
     scores, order = jax.lax.top_k(scores, settings.nms_pre)
-    pick = functools.partial(_pick, order=order)
+    pick = functools.partial(pick_rows, index=order)
     labels, cells, packed, areas = map(pick, (labels, cells, packed, areas))
     valid = scores > 0
     iou = _packed_iou(packed, areas, valid)
@@ -116,11 +116,11 @@ def detect(outputs: SegmenterOutputs, grid: GridSpec, settings: DetectionSetting
     scores = jnp.where(scores >= settings.update_threshold, scores, 0.0)
     scores, order = jax.lax.top_k(scores, settings.max_detections)
     valid = scores > 0
-    cells = _pick(cells, order)
+    cells = pick_rows(cells, order)
     probabilities = _detected_masks(outputs.masks, cells, valid)
     return Detections(
         scores=scores,
-        labels=jnp.where(valid, _pick(labels, order), 0),
+        labels=jnp.where(valid, pick_rows(labels, order), 0),
         boxes=_canvas_boxes(probabilities > settings.mask_threshold, valid),
         masks=probabilities,
         valid=valid,
@@ -142,12 +142,6 @@ def _suppress(
     if settings.nms not in methods:
         raise InputError(f"nms {settings.nms!r} is unknown; use one of {', '.join(methods)}")
     return methods[settings.nms](iou, labels, scores, valid)
-
-
-def _pick(values: Array, order: Array) -> Array:
-    """Rows of axis 1 by (B, M) indices, whatever axes follow."""
-    index = order.reshape(order.shape + (1,) * (values.ndim - 2))
-    return jnp.take_along_axis(values, index, axis=1)
 
 
 def _candidates(
@@ -202,7 +196,7 @@ def _detected_embeddings(embeddings: Array | None, cells: Array, valid: Array) -
     """
     if embeddings is None:
         return None
-    unit = l2_normalize(gather_cells(embeddings, cells)).astype(jnp.float32)
+    unit = l2_normalize(pick_rows(embeddings, cells)).astype(jnp.float32)
     return jnp.where(valid[..., None], unit, 0.0)
 
 
@@ -230,7 +224,7 @@ def _over_groups(
         filled = _over_chunks(chunk, buffers, jnp.take_along_axis(member, order, axis=1))
         rank = jnp.argsort(order, axis=1)
         buffers = tuple(
-            jnp.where(_expand(member, new.ndim), _pick(new, rank), old)
+            jnp.where(_expand(member, new.ndim), pick_rows(new, rank), old)
             for new, old in zip(filled, buffers, strict=True)
         )
     return buffers

@@ -23,6 +23,7 @@ from solojax.errors import InputError
 from solojax.ops.images import valid_pixels
 from solojax.ops.masks import mask_area, mask_iou, maskness
 from solojax.ops.nms import matrix_nms
+from solojax.ops.picking import pick_rows
 from solojax.ops.resize import bilinear_weights
 from solojax.ops.vectors import l2_normalize
 from solojax.structures import Array
@@ -94,7 +95,7 @@ def find_free_masks(features: Array, cells: Array, settings: FreeMaskSettings) -
     scores = jnp.where(candidate, maskness(soft, binary), 0.0)
 
     order = jnp.argsort(-scores, axis=1, stable=True)
-    scores, binary = _pick(scores, order), _pick(binary, order)
+    scores, binary = pick_rows(scores, order), pick_rows(binary, order)
     scores = matrix_nms(
         mask_iou(binary, binary),
         jnp.zeros(scores.shape, jnp.int32),
@@ -107,8 +108,8 @@ def find_free_masks(features: Array, cells: Array, settings: FreeMaskSettings) -
     order = jnp.take_along_axis(order, best, axis=1)
     found = FreeMasks(
         scores=scores,
-        masks=jnp.where((scores > 0)[..., None, None], _pick(soft, order), 0.0),
-        embeddings=shorten(_pick(queries, order), settings.embedding_size),
+        masks=jnp.where((scores > 0)[..., None, None], pick_rows(soft, order), 0.0),
+        embeddings=shorten(pick_rows(queries, order), settings.embedding_size),
         valid=scores > 0,
     )
     short = settings.max_masks - scores.shape[1]
@@ -181,9 +182,3 @@ def shorten(queries: Array, size: int) -> Array:
     """
     weights = bilinear_weights(size, queries.shape[-1])
     return jnp.einsum("Ec,...c->...E", weights, queries, precision=jax.lax.Precision.HIGHEST)
-
-
-def _pick(values: Array, order: Array) -> Array:
-    """Rows of axis 1 by (B, M) indices, whatever axes follow."""
-    index = order.reshape(order.shape + (1,) * (values.ndim - 2))
-    return jnp.take_along_axis(values, index, axis=1)

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from solojax.errors import InputError
 from solojax.losses.contrastive import contrastive_loss
 from solojax.models.contrastive_encoder import EncodedView
+from solojax.ops.picking import pick_rows
 from solojax.ops.queues import enqueue, init_queue
 from solojax.ops.shuffle import FixedShuffle, GroupShuffle
 from solojax.ops.vectors import l2_normalize
@@ -264,7 +265,7 @@ class DenseCL:
         cells = l2_normalize(query.embeddings.grid)
         choices = l2_normalize(key.embeddings.grid)
         matches = self._matches(query, key, rng)
-        positive = jnp.take_along_axis(choices, matches[:, :, None], axis=1)
+        positive = pick_rows(choices, matches)
         losses, correct = self._contrast(cells, positive, queue)
         return jnp.mean(losses, axis=1), jnp.mean(correct, axis=1, dtype=losses.dtype)
 
@@ -283,7 +284,7 @@ class DenseCL:
             return l2_normalize(key.embeddings.pooled)
         grid = key.embeddings.grid
         cell = random_cells(rng, grid.shape[0], 1, grid.shape[1])
-        return l2_normalize(jnp.take_along_axis(grid, cell[:, :, None], axis=1)[:, 0])
+        return l2_normalize(pick_rows(grid, cell)[:, 0])
 
     def _dense_share(self, step: Array) -> Array | float:
         """Lambda of a step."""

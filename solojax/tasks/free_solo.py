@@ -32,6 +32,7 @@ from solojax.losses.weak_supervision import (
 from solojax.ops.mask_decoding import count_cells, groups_with_offsets, map_size, mask_logits
 from solojax.ops.masks import unpack_masks
 from solojax.ops.neighbors import SCALE, image_color_similarity
+from solojax.ops.picking import pick_rows
 from solojax.ops.projections import project_max, project_mean
 from solojax.structures import Array, Batch, GridTargets, Masks, SegmenterOutputs
 from solojax.targets.pairs import Pairs, group_pairs
@@ -43,6 +44,11 @@ from solojax.tasks.instance_segmentation import (
 )
 
 SEMANTICS = ("thesis", "release")
+
+
+def learns_embeddings(semantics: str, weight: float) -> bool:
+    """Whether there is a semantic loss: the release has none (reference: its code and thesis)."""
+    return semantics == "thesis" and weight != 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ class FreeSOLO(InstanceSegmentation):
     @property
     def learns_embeddings(self) -> bool:
         """Whether there is a semantic loss."""
-        return self.semantics == "thesis" and self.semantic_weight != 0
+        return learns_embeddings(self.semantics, self.semantic_weight)
 
     def prepare(self, batch: Batch) -> Batch:
         """What the step learns from: the batch after `augment`."""
@@ -193,8 +199,7 @@ class FreeSOLO(InstanceSegmentation):
             weight = self.pairwise_weight * self._pairwise_share(state.step)
             terms["loss/pairwise"] = weight * total(sums, "pairwise")
         if self.mask_weight:
-            index = pairs.instances[..., None, None]
-            packed = jnp.take_along_axis(batch.instances.masks, index, axis=1)
+            packed = pick_rows(batch.instances.masks, pairs.instances)
             values = self.mask_loss(masks, pairs.cells, unpack_masks(packed, logits.shape[-1]))
             terms["loss/mask"] = self.mask_weight * total(values, "mask")
         return terms
@@ -252,8 +257,7 @@ class FreeSOLO(InstanceSegmentation):
 def _of_pairs(projections: tuple[Array, Array], pairs: Pairs) -> tuple[Array, Array]:
     """Projections (B, N, ...) of the instances to those of the pairs, (B, P, ...)."""
     columns, rows = projections
-    index = pairs.instances[..., None]
-    return jnp.take_along_axis(columns, index, axis=1), jnp.take_along_axis(rows, index, axis=1)
+    return pick_rows(columns, pairs.instances), pick_rows(rows, pairs.instances)
 
 
 def _semantic_rows(predicted: Array | None, targets: GridTargets, batch: Batch) -> Array:
@@ -275,5 +279,5 @@ def _semantic_rows(predicted: Array | None, targets: GridTargets, batch: Batch) 
             f"{predicted.shape[-1]}; make the head's width of embeddings that of the labels"
         )
     owner = jnp.maximum(targets.owner, 0)
-    losses = embedding_loss(predicted, jnp.take_along_axis(wanted, owner[..., None], axis=1))
+    losses = embedding_loss(predicted, pick_rows(wanted, owner))
     return jnp.sum(jnp.where(targets.owner >= 0, losses, 0.0), axis=1)

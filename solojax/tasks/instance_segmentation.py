@@ -14,6 +14,7 @@ from solojax.models.resnet import is_frozen
 from solojax.ops.images import normalize_image
 from solojax.ops.mask_decoding import count_cells, groups_with_offsets, map_size
 from solojax.ops.masks import unpack_masks
+from solojax.ops.picking import pick_rows
 from solojax.postprocess.detections import DetectionSettings, detect
 from solojax.structures import (
     Array,
@@ -229,7 +230,7 @@ class InstanceSegmentation:
         # The masks stay packed until they are used, so that P of them cost an eighth of a byte a
         # pixel and the unpacking fuses into the sums.
         truth = packed_masks(batch.instances, batch.image.shape[1], map_size(masks)[0])
-        packed = jnp.take_along_axis(truth, pairs.instances[:, :, None, None], axis=1)
+        packed = pick_rows(truth, pairs.instances)
         losses = self.mask_loss(masks, pairs.cells, unpack_masks(packed, map_size(masks)[1]))
         supervised = pairs.valid & has_mask(batch.instances, pairs.instances)
         return jnp.sum(jnp.where(supervised, losses, 0.0), axis=1)
@@ -279,9 +280,9 @@ def group_totals(count: Array, size: int) -> Array:
 
 
 def group_reciprocal(count: Array, size: int, offset: float) -> Array:
-    """1 / (groups * (offset + count in the row's group)), (B, ...); 0 where a group counts nothing.
+    """1 / (groups * (offset + count in the row's group)), (B, ...); 0 where that sum is 0.
 
-    A group without objects has no mask loss (the published code fails there).
+    Without an offset a group without objects has no mask loss (the published code fails there).
     """
     total = group_totals(count, size) + offset
     return jnp.where(total > 0, 1.0 / jnp.maximum(total, 1.0), 0.0) / (count.shape[0] // size)

@@ -94,7 +94,8 @@ class Checkpointer:
 
         Raises:
           InputError: this or the previous save failed (disk full, not writable), or a later step
-            is in the directory. Earlier checkpoints are whole all the same.
+            is in the directory. Earlier checkpoints are whole all the same. Or there are metrics,
+            but not the one to be best by: then this checkpoint is saved too.
         """
         self.wait()
         step = int(step)
@@ -122,8 +123,15 @@ class Checkpointer:
             self._orbax.save(self._path(step), args=arguments)
         except Exception as error:
             self._report_failed_save(error)
-        if wait:
+        named = self._best_metric if metrics else None
+        if wait or (named and named not in metrics):
             self.wait()
+        if named and named not in metrics:
+            raise InputError(
+                f"train.best_metric '{named}' is none of the evaluation's figures "
+                f"{', '.join(sorted(metrics))}; checkpoint {step} is saved, go on from it with one "
+                "of these"
+            )
 
     def restore(
         self, template: Any, step: int | None = None, *, renewable: str | None = None

@@ -61,7 +61,8 @@ def start(
       heartbeat_timeout: seconds of silence after which a process is lost.
       initialization_timeout: seconds to wait for the others. Where that is not enough this process
         ends with code 2 and a line, for JAX's attempt cannot be broken off.
-      preemption: SIGTERM to any process is a notice for `preemption.Notices`, not the end.
+      preemption: SIGTERM to any process is a notice, for `preemption.preemption_notices`, and not
+        the end.
 
     Raises:
       InputError: this is process 0 and its port is taken.

@@ -1,4 +1,4 @@
-"""Ends a run whose loss is no number, and keeps the batch that made it so."""
+"""Ends a run whose loss or gradient is no number, and keeps the batch that made it so."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SHOWN_IMAGES = 8
 
 
 class NonFiniteLoss(InputError):
-    """A loss term is NaN or infinite."""
+    """A loss term or the norm of the gradient is NaN or infinite."""
 
 
 def check_finite(step: int, metrics: Mapping[str, Any], batch: Any, directory: str | Path) -> None:
-    """Raises if the loss or one of its terms is not finite, after saving the batch.
+    """Raises if the loss, one of its terms or the gradient is not finite, after saving the batch.
 
     The batch goes to DIRECTORY/nonfinite_step_N.npz, one entry per leaf under its path
     ("image", "instances/boxes"); with several processes each saves its own rows, with its index in
@@ -30,7 +30,8 @@ def check_finite(step: int, metrics: Mapping[str, Any], batch: Any, directory: s
 
     Args:
       step: the step that the loss belongs to.
-      metrics: {name: scalar}; "loss" and what begins with "loss/" is looked at.
+      metrics: {name: scalar}; "loss", what begins with "loss/", and "grad_norm" are looked at: a
+        gradient may be NaN where the loss is not, and the next checkpoint would hold it.
       batch: the host batch of that step (`structures.Batch` or any pytree of NumPy arrays); its
         `valid` and `image_index`, if it has them, are used in the message.
       directory: made if need be.
@@ -41,15 +42,16 @@ def check_finite(step: int, metrics: Mapping[str, Any], batch: Any, directory: s
     terms = {
         name: float(value)
         for name, value in metrics.items()
-        if name == "loss" or name.startswith("loss/")
+        if name in ("loss", "grad_norm") or name.startswith("loss/")
     }
     if all(math.isfinite(value) for value in terms.values()):
         return
     listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     raise NonFiniteLoss(
-        f"the loss is not finite at step {step} ({listed}); {_save(step, batch, Path(directory))}"
-        f"{_name_images(batch)}; try a lower optimizer.learning_rate, a longer warm-up, gradient "
-        f"clipping or float32 compute, or look at these images and their annotations"
+        f"the loss or its gradient is not finite at step {step} ({listed}); "
+        f"{_save(step, batch, Path(directory))}{_name_images(batch)}; "
+        "try a lower optimizer.learning_rate, a longer warm-up, gradient clipping or float32 "
+        "compute, or look at these images and their annotations"
     )
 
 

@@ -6,7 +6,7 @@ The order of a step, and why:
    uninterrupted one would have seen; its copy to the devices began while step n - 1 ran.
 2. The step is dispatched; the metrics of the step before are read only then, so the devices never
    wait for the host.
-3. A loss that is not finite ends the run before anything of it can be saved.
+3. A loss or gradient that is not finite ends the run before anything of it can be saved.
 4. Evaluation comes before the checkpoint, so that the checkpoint knows its metric; the line in
    metrics.jsonl comes before both, so that a killed run's log never lacks a step it saved.
 5. What is evaluated is saved, so that the best checkpoint is one of those that were scored.
@@ -107,7 +107,7 @@ def train(
       The final state.
 
     Raises:
-      InputError: bad data, storage that cannot be written, or a loss that is not finite.
+      InputError: bad data, storage that cannot be written, a loss or gradient that is not finite.
       Preempted: SIGTERM asked the run to end; its state is saved.
     """
     step_function = jit_train_step(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import solojax
+from solojax.shared_files import wait_for_files
 from solojax.train import distributed
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_SHARED_SECONDS = 10.0
 
 
 def check_start(config: Mapping[str, Any]) -> None:
@@ -62,11 +62,7 @@ def check_workdir(workdir: Path) -> None:
 
 
 def _read_shared(path: Path) -> str:
-    """A file that another host has just written, which a network's storage shows with delay."""
-    deadline = time.monotonic() + _SHARED_SECONDS
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return path.read_text() if path.exists() else "nothing"
+    return "nothing" if wait_for_files([path]) else path.read_text()
 
 
 def check_data(**datasets) -> None:

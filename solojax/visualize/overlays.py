@@ -24,7 +24,6 @@ class DrawnInstance(NamedTuple):
     mask: np.ndarray  # (H, W) of zeros and ones
     label: str
     score: float | None = None
-    box: Sequence[float] | None = None  # xyxy in pixels of the image; None for no box
 
 
 def instance_color(index: int) -> Color:
@@ -41,33 +40,16 @@ def instance_color(index: int) -> Color:
     return red, green, blue
 
 
-def draw_instances(image: np.ndarray, instances: Sequence[tuple]) -> np.ndarray:
-    """Draws instances over a copy of an image: the largest first, the texts last.
-
-    An image whose longer side is under 800 pixels is enlarged by a whole number, so that texts
-    stay legible; the result is then that many times larger than the image.
-
-    Args:
-      image: (H, W, 3) uint8 RGB.
-      instances: (mask, label, score, box) each, as `DrawnInstance` has them; score and box may be
-        None. The place in this list decides the colour. An empty mask draws nothing.
-
-    Returns:
-      (s H, s W, 3) uint8 RGB with a whole number s.
-
-    Raises:
-      InputError: the image is not uint8 RGB, or a mask has another size.
-    """
-    return _draw(image, {i: DrawnInstance(*instance) for i, instance in enumerate(instances)})
-
-
 def overlay_results(
     image: np.ndarray,
     results: Sequence[Mapping],
     category_names: Mapping[int, str],
     score_threshold: float,
 ) -> np.ndarray:
-    """Draws the COCO results of one image whose score reaches the threshold.
+    """Draws the COCO results of one image whose score reaches the threshold, over a copy of it.
+
+    The largest first, the texts last. An image whose longer side is under 800 pixels is enlarged by
+    a whole number, so that texts stay legible; the result is then that many times larger.
 
     Args:
       image: (H, W, 3) uint8 RGB.
@@ -78,10 +60,10 @@ def overlay_results(
       score_threshold: the lowest score that is drawn.
 
     Returns:
-      As `draw_instances`.
+      (s H, s W, 3) uint8 RGB with a whole number s.
 
     Raises:
-      InputError: a mask of another size than the image, or a category without a name.
+      InputError: the image is not uint8 RGB, a mask has another size, or a category has no name.
     """
     drawn = {}
     for index, result in enumerate(results):
@@ -99,7 +81,7 @@ def overlay_results(
 
 
 def _draw(image: np.ndarray, instances: Mapping[int, DrawnInstance]) -> np.ndarray:
-    """`draw_instances` with the number of the colour given for each instance."""
+    """Draws instances, each in the colour of its number."""
     _check(image, instances)
     factor = max(1, -(-_LONG_SIDE // max(image.shape[:2])))
     height, width = (factor * side for side in image.shape[:2])
@@ -134,7 +116,7 @@ class _Shape:
         size = (factor * width, factor * height)
         self.mask = cv2.resize(cropped, size, interpolation=cv2.INTER_LINEAR) > 0.5
         self.x, self.y = factor * x, factor * y
-        self.instance, self.color, self.factor = instance, color, factor
+        self.instance, self.color = instance, color
 
     def fill(self, canvas: np.ndarray) -> None:
         height, width = self.mask.shape
@@ -143,16 +125,13 @@ class _Shape:
         region[self.mask] = blended.round()
 
     def outline(self, canvas: np.ndarray, thickness: int) -> None:
-        """A coloured line on a wider black one, which shows on any background; then the box."""
+        """A coloured line on a wider black one, which shows on any background."""
         padded = np.pad(self.mask.astype(np.uint8), 1)
         contours, _ = cv2.findContours(
             padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(self.x - 1, self.y - 1)
         )
         for color, width in (((0, 0, 0), thickness + 2), (self.color, thickness)):
             cv2.drawContours(canvas, contours, -1, color, width, cv2.LINE_AA)
-        if self.instance.box is not None:
-            x0, y0, x1, y1 = (round(self.factor * float(v)) for v in self.instance.box)
-            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), self.color, 1)
 
     def text_label(self) -> Label:
         score = "" if self.instance.score is None else f" {self.instance.score:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import json
@@ -15,8 +16,10 @@ from helpers.tiny_run import call, edit_json, refusal, use_nano_network
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from solojax import inference
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
+from solojax.interop.published import unnamed_classes
 from solojax.train.metric_writer import read_metrics
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -157,6 +160,36 @@ def test_without_classes_the_data_set_may_have_fewer_than_the_model(nano, tmp_pa
     outcome = call("evaluate", *words, "--class_agnostic")
     assert outcome.code == 0, outcome
     assert {result["category_id"] for result in read(tmp_path / "r.json")} == {kept}
+
+
+def test_without_classes_saved_predictions_keep_the_models(nano, tmp_path):
+    """The figures are those of the file, and classes are still there to be scored by."""
+    saved, output, again = (tmp_path / f"{name}.json" for name in ("saved", "one", "two"))
+    words = ["--checkpoint", nano.workdir, "--save_predictions", saved, "--output", output]
+    assert call("evaluate", *words, "--class_agnostic").code == 0
+    ids = {result["category_id"] for result in read(saved)}
+    assert 1 < len(ids) and ids <= {category["id"] for category in tiny_run.CATEGORIES}
+    words = ["--predictions", saved, "--annotations", nano.data / "val.json", "--output", again]
+    assert call("evaluate", *words, "--class_agnostic").code == 0
+    assert read(again) == read(output)
+    assert call("evaluate", *words).code == 0
+    assert set(read(again)["per_class"]) == {each["name"] for each in tiny_run.CATEGORIES}
+
+
+def test_classes_without_names_are_those_of_the_data_set(nano, tmp_path, monkeypatch):
+    """Also where they are ignored, once the results are kept: they are not all one class."""
+    load = inference.load
+
+    def load_without_names(*args, **options):
+        model = load(*args, **options)
+        names = unnamed_classes(len(model.categories))
+        return dataclasses.replace(model, categories=tuple(enumerate(names, start=1)))
+
+    monkeypatch.setattr(inference, "load", load_without_names)
+    saved, words = tmp_path / "saved.json", ["--checkpoint", nano.workdir, "--class_agnostic"]
+    outcome = call("evaluate", *words, "--save_predictions", saved)
+    assert outcome.code == 0 and "in the data set's order" in outcome.out
+    assert len({result["category_id"] for result in read(saved)}) > 1
 
 
 def test_results_without_masks_are_scored_by_their_boxes(finished, evaluated, tmp_path):

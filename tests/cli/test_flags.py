@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from pathlib import Path
 
 import pytest
 
-from solojax.cli.flags import add_distributed_flags, make_workdir, read_distributed
+from solojax.cli.flags import add_distributed_flags, local_path, make_workdir, read_distributed
+from solojax.cli.main import VERBS, main
 from solojax.errors import InputError
 
 
@@ -58,3 +61,38 @@ def test_a_file_in_the_way_of_the_workdir(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="a file is in the way"):
         make_workdir(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--workdir"),
+        ("demo", "--workdir"),
+        ("evaluate", "--checkpoint"),
+        ("evaluate", "--output"),
+        ("predict", "--output"),
+        ("convert", "--output"),
+        ("free-mask", "--checkpoint"),
+        ("free-solo", "--backbone"),
+        ("visualize", "grid", "--checkpoint", "runs/here"),
+    ],
+)
+def test_a_bucket_is_no_path(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "gs://bucket/run"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    flag = next(word for word in words if word.startswith("--"))
+    assert f"argument {flag}: gs://bucket/run is no path: mount the bucket" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_are_taken_as_they_are():
+    assert local_path("a//b:c") == Path("a/b:c")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_flag_makes_a_path_of_a_url(verb):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"solojax.cli.{verb.replace('-', '_')}").add_flags(parser)
+    assert not [action.dest for action in parser._actions if action.type is Path]

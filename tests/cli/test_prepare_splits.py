@@ -70,5 +70,7 @@ def test_bad_flags(source, tmp_path):
     refusal(split(source, "mask-split", 0.5, name="train.json"), "this is the source")
     out = ("--output", tmp_path / "x.json")
     refusal(call("prepare", "image-split", *out), "needs --annotations and --fraction")
+    url = ("--annotations", source / "train.json", "--fraction", 0.5, "--output", "gs://b/x.json")
+    refusal(call("prepare", "image-split", *url), "gs://b/x.json", "give a local path")
     words = ("--images", source / "images", *out, "--seed", 1)
     refusal(call("prepare", "folder", *words), "--seed has no part in prepare folder")

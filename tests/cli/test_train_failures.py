@@ -244,7 +244,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_its_batch(data, tmp_path, nan
     assert nano(tmp_path / "run", data, **run).code == 0
     run |= dict(train__total_steps=9, optimizer__learning_rate=1e30)
     outcome = nano(tmp_path / "run", data, **run)
-    line = refusal(outcome, "the loss is not finite at step", "optimizer.learning_rate")
+    line = refusal(
+        outcome, "the loss or its gradient is not finite at step", "optimizer.learning_rate"
+    )
     step = int(line.split("at step ")[1].split()[0])
     assert 3 < step < 9
     with np.load(tmp_path / "run" / f"nonfinite_step_{step}.npz") as batch:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from solojax.config import base_config, validate
+from solojax.config import base_config, load_config, validate
 from solojax.errors import InputError
 
 
@@ -81,6 +81,7 @@ def test_sensible_changes_are_valid(values):
         ({"optimizer__learning_rate": float("nan")}, ["optimizer.learning_rate", "finite"]),
         ({"train__batch_size": 0}, ["train.batch_size", "more than 0"]),
         ({"train__total_steps": -1}, ["train.total_steps", "-1"]),
+        ({"data__prefetch": 0}, ["data.prefetch", "more than 0"]),
         ({"train__log_every": -1}, ["train.log_every", "0 or more"]),
         ({"train__ema_decay": 1.5}, ["train.ema_decay", "from 0 to 1"]),
         ({"evaluation__score_threshold": float("nan")}, ["evaluation.score_threshold"]),
@@ -94,3 +95,20 @@ def test_errors_name_key_value_and_what_is_allowed(values, parts):
         validate(changed(**values))
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model.backbone.frozen_stages", "1"),
+        ("model.backbone.train_norm_affine", "False"),
+        ("train.eval_every", "100"),
+        ("train.eval_every_epochs", "1"),
+        ("train.best_metric", "mask/AP"),
+        ("contrast.queue_length", "1000"),
+        ("train.accumulate_steps", "2"),
+    ],
+)
+def test_pretraining_refuses_what_it_would_ignore(key, value):
+    with pytest.raises(InputError, match=f"'{key}' is .*{value}"):
+        load_config("configs/densecl.py", [f"--config.{key}={value}"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from solojax.data.coco import load_coco, missing_images
+from solojax.data.coco import load_coco, load_coco_images
 from solojax.data.instances import require_objects
 from solojax.errors import InputError
 
@@ -114,11 +115,40 @@ def test_what_training_needs(tmp_path):
             require_objects(dataset)
 
 
-def test_missing_images(tmp_path):
-    dataset = load(tmp_path, DOCUMENT)
-    (tmp_path / "c.jpg").touch()
-    assert missing_images(dataset) == (str(tmp_path / "b.jpg"), str(tmp_path / "sub" / "a.jpg"))
-    assert missing_images(dataset, limit=1) == (str(tmp_path / "b.jpg"),)
+LISTED = [
+    {"images": DOCUMENT["images"]},  # image_info_unlabeled2017.json, in short
+    DOCUMENT,
+    {**DOCUMENT, "categories": [], "annotations": [{"id": 1, "image_id": 5, "bbox": [0, 0, 2, 2]}]},
+    {**DOCUMENT, "annotations": [{**DOCUMENT["annotations"][0], "segmentation": [["a", 2]]}]},
+    {**DOCUMENT, "annotations": "none"},
+]
+
+
+@pytest.mark.parametrize("document", LISTED)
+def test_images_alone(tmp_path, document):
+    """Whatever there is of objects; what is wrong with the images is refused as ever."""
+    dataset = load_coco_images(write(tmp_path, document), tmp_path)
+    whole = load(tmp_path, DOCUMENT)
+    assert [dataclasses.replace(i, annotations=()) for i in whole.images] == list(dataset.images)
+    assert dataset.categories == () and dataset.num_objects == 0
+    assert dataset.image_path(dataset.images[0]) == str(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    "images, problem",
+    [
+        (None, 'no list "images"'),
+        ([], "no images"),
+        ([DOCUMENT["images"][0] | {"width": 0}], "image entry 0 .id 900.: .* positive"),
+        ([{"id": 3, "height": 2, "width": 2}], 'image entry 0 .id 3.: has no "file_name"'),
+        (DOCUMENT["images"][:1] * 2, "image entry 1 .id 900.: the id 900 is taken"),
+    ],
+)
+def test_bad_lists_of_images(tmp_path, images, problem):
+    with pytest.raises(InputError, match=f"instances.json: .*{problem}"):
+        load_coco_images(write(tmp_path, {"images": images}), tmp_path)
+    with pytest.raises(InputError, match="photos: no such image folder"):
+        load_coco_images(write(tmp_path, DOCUMENT), tmp_path / "photos")
 
 
 def test_byte_order_mark_is_accepted(tmp_path):

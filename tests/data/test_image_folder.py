@@ -67,6 +67,15 @@ def test_coco(tmp_path):
     assert images.read_image(0).shape[:2] == (entries[0]["height"], entries[0]["width"])
 
 
+def test_coco_of_images_alone(tmp_path):
+    data = write_source(tmp_path)
+    images = list_coco(data / "train.json", data / "images")
+    entries = json.loads((data / "train.json").read_text())["images"]
+    (data / "listed.json").write_text(json.dumps({"images": entries}))
+    alone = list_coco(data / "listed.json", data / "images")
+    assert alone.names == images.names and alone.fingerprint == images.fingerprint
+
+
 @pytest.mark.parametrize("kind", ["folder", "coco"])
 def test_records_are_the_same_list(tmp_path, kind):
     """Names, labels, fingerprint and pixels; also in a process of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from helpers.whole_masks import decode_segmentation
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,7 +13,7 @@ from pycocotools import mask as mask_utils
 
 from solojax.data.mask_window import MaskWindow, decode_window, shrink_and_pack
 from solojax.data.packing import pack_masks
-from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
+from solojax.data.segmentation import center_of_mass, shrink_mask
 
 masks = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1)
@@ -35,12 +36,53 @@ def pasted(window: MaskWindow, height: int, width: int) -> np.ndarray:
     return whole
 
 
+def decoded(segmentation, height, width, out_height, out_width) -> np.ndarray:
+    window = decode_window(segmentation, height, width, out_height, out_width)
+    return pasted(window, out_height, out_width)
+
+
+def rectangle(height, width, top, bottom, left, right):
+    mask = np.zeros((height, width), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
 def assert_is_window_of(window: MaskWindow, whole: np.ndarray):
     np.testing.assert_array_equal(pasted(window, *whole.shape), whole)
     x, y, width, height = cv2.boundingRect(whole)
     assert window.box_xyxy == (x, y, x + width, y + height)
     assert window.area == whole.sum()
     assert window.mask.dtype == np.uint8 and window.mask.flags.c_contiguous
+
+
+def test_polygon_at_its_own_and_at_other_sizes():
+    polygon = [[2.0, 1.0, 7.0, 1.0, 7.0, 5.0, 2.0, 5.0]]
+    same = decoded(polygon, 10, 12, 10, 12)
+    np.testing.assert_array_equal(same, rectangle(10, 12, 1, 5, 2, 7))
+    doubled = decoded(polygon, 10, 12, 20, 24)
+    np.testing.assert_array_equal(doubled, rectangle(20, 24, 2, 10, 4, 14))
+    stretched = decoded(polygon, 10, 12, 10, 36)
+    np.testing.assert_array_equal(stretched, rectangle(10, 36, 1, 5, 6, 21))
+
+
+def test_polygons_are_joined_and_cut_at_the_border():
+    polygons = (np.array([-2.0, 0, 3, 0, 3, 4, -2, 4]), np.array([8.0, 5, 14, 5, 14, 12, 8, 12]))
+    expected = rectangle(10, 12, 0, 4, 0, 3) | rectangle(10, 12, 5, 10, 8, 12)
+    np.testing.assert_array_equal(decoded(polygons, 10, 12, 10, 12), expected)
+
+
+@settings(deadline=None)
+@given(masks, sides, sides)
+def test_run_lengths_take_the_pixel_under_the_centre(mask, height, width):
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    np.testing.assert_array_equal(decoded(rle, *mask.shape, height, width), mask[rows][:, columns])
+
+
+def test_uncompressed_run_lengths():
+    rle = {"size": [3, 2], "counts": [1, 3, 2]}
+    np.testing.assert_array_equal(decoded(rle, 3, 2, 3, 2), [[0, 1], [1, 0], [1, 0]])
 
 
 @settings(max_examples=200, deadline=None)

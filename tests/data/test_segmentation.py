@@ -1,4 +1,4 @@
-"""Masks from segmentations, the published shrinking and the centre of mass.
+"""The published shrinking and the centre of mass.
 
 `golden/solov2_targets_loss/imrescale.npz` and `golden/matrix_nms/centers.npz` hold inputs and
 outputs of the published PyTorch code.
@@ -14,21 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pycocotools import mask as mask_utils
 
-from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
+from solojax.data.segmentation import center_of_mass, shrink_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 masks = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.integers(0, 1)
 )
-
-
-def rectangle(height, width, top, bottom, left, right):
-    mask = np.zeros((height, width), np.uint8)
-    mask[top:bottom, left:right] = 1
-    return mask
 
 
 def shrink_by_the_rule(mask: np.ndarray, factor: int) -> np.ndarray:
@@ -52,38 +45,6 @@ def shrink_by_the_rule(mask: np.ndarray, factor: int) -> np.ndarray:
     upper = (b0[:, None] * (rows[y0] >> 4)) >> 16
     lower = (b1[:, None] * (rows[y1] >> 4)) >> 16
     return ((upper + lower + 2) >> 2).astype(np.uint8)
-
-
-def test_polygon_at_its_own_and_at_other_sizes():
-    polygon = [[2.0, 1.0, 7.0, 1.0, 7.0, 5.0, 2.0, 5.0]]
-    same = decode_segmentation(polygon, 10, 12, 10, 12)
-    assert same.dtype == np.uint8 and same.flags.c_contiguous
-    np.testing.assert_array_equal(same, rectangle(10, 12, 1, 5, 2, 7))
-    doubled = decode_segmentation(polygon, 10, 12, 20, 24)
-    np.testing.assert_array_equal(doubled, rectangle(20, 24, 2, 10, 4, 14))
-    stretched = decode_segmentation(polygon, 10, 12, 10, 36)
-    np.testing.assert_array_equal(stretched, rectangle(10, 36, 1, 5, 6, 21))
-
-
-def test_polygons_are_joined_and_cut_at_the_border():
-    polygons = (np.array([-2.0, 0, 3, 0, 3, 4, -2, 4]), np.array([8.0, 5, 14, 5, 14, 12, 8, 12]))
-    expected = rectangle(10, 12, 0, 4, 0, 3) | rectangle(10, 12, 5, 10, 8, 12)
-    np.testing.assert_array_equal(decode_segmentation(polygons, 10, 12, 10, 12), expected)
-
-
-@given(masks, st.integers(1, 90), st.integers(1, 90))
-def test_run_lengths_take_the_pixel_under_the_centre(mask, height, width):
-    rle = mask_utils.encode(np.asfortranarray(mask))
-    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-    decoded = decode_segmentation(rle, *mask.shape, height, width)
-    assert decoded.dtype == np.uint8 and decoded.flags.c_contiguous
-    np.testing.assert_array_equal(decoded, mask[rows][:, columns])
-
-
-def test_uncompressed_run_lengths():
-    rle = {"size": [3, 2], "counts": [1, 3, 2]}
-    np.testing.assert_array_equal(decode_segmentation(rle, 3, 2, 3, 2), [[0, 1], [1, 0], [1, 0]])
 
 
 def golden_sizes():
@@ -141,6 +102,7 @@ def test_centre_of_a_large_mask_is_exact():
 
 
 def test_centre_of_a_flipped_mask_is_mirrored():
-    mask = rectangle(16, 20, 3, 9, 1, 6)
+    mask = np.zeros((16, 20), np.uint8)
+    mask[3:9, 1:6] = 1
     x, y = center_of_mass(mask)
     assert center_of_mass(cv2.flip(mask, 1)).tolist() == [19 - x, y]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_utils
 
-from solojax.data.segmentation_json import max_overshoot, parse_segmentation
+from solojax.data.segmentation_json import decode_runs, max_overshoot, parse_segmentation
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]
@@ -41,6 +41,14 @@ def test_run_lengths_of_both_forms(mask):
         parsed = parse_segmentation({"size": size, "counts": counts}, *size)
         assert isinstance(parsed["counts"], bytes)
         np.testing.assert_array_equal(mask_utils.decode(parsed), mask)
+
+
+@given(masks)
+def test_runs_of_a_string_are_those_of_the_mask(mask):
+    for counts in (compressed(mask), compressed(mask).encode()):
+        runs = decode_runs(counts)
+        assert runs.dtype == np.int64
+        assert runs.tolist() == runs_of(mask)
 
 
 def test_long_runs():
@@ -111,6 +119,7 @@ BAD = {
     "open end": ({"size": [20, 30], "counts": "0P"}, "no complete"),
     "string too short": ({"size": [20, 30], "counts": "11"}, "do not add up"),
     "huge number": ({"size": [20, 30], "counts": "PPPPPPPP1"}, "more than 35 bits"),
+    "huge second number": ({"size": [20, 30], "counts": "0PPPPPPP1"}, "more than 35 bits"),
 }  # fmt: skip
 
 

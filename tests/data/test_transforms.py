@@ -8,13 +8,14 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
+from helpers.whole_masks import decode_segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
 from solojax.data.coco import Annotation, ImageRecord
 from solojax.data.packing import unpack_masks
-from solojax.data.segmentation import center_of_mass, decode_segmentation, shrink_mask
+from solojax.data.segmentation import center_of_mass, shrink_mask
 from solojax.data.transforms import (
     empty_example,
     make_example,

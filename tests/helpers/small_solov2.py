@@ -12,7 +12,8 @@ from helpers.golden import load_arrays, seeded_state, unpack_bits
 from helpers.outputs import dynamic_outputs
 
 from solojax.data.segmentation import center_of_mass, shrink_mask
-from solojax.interop.adelaidet import import_adelaidet
+from solojax.interop.adelaidet import ADELAIDET
+from solojax.interop.layout import import_state
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead
 from solojax.models.resnet import ResNet
@@ -64,7 +65,9 @@ def expected_shapes():
 @functools.cache
 def variables():
     """The recorded weights, float32 NumPy arrays."""
-    return import_adelaidet(seeded_state("solov2_adet/small_state_shapes.json"), expected_shapes())
+    return import_state(
+        ADELAIDET, seeded_state("solov2_adet/small_state_shapes.json"), expected_shapes()
+    )
 
 
 def recorded_images() -> list[np.ndarray]:

@@ -11,7 +11,8 @@ from helpers import small_solov2 as small
 from helpers.golden import load_json, seeded_state
 
 from solojax.errors import InputError
-from solojax.interop.adelaidet import ADELAIDET, export_adelaidet, import_adelaidet
+from solojax.interop.adelaidet import ADELAIDET
+from solojax.interop.layout import export_state, import_state
 from solojax.interop.stems import flip_stem_channels
 from solojax.models.fpn import FPN
 from solojax.models.mask_feature_head import MaskFeatureHead
@@ -39,14 +40,14 @@ def altered(without=(), **tensors):
 
 def message_of(state, shapes=None):
     with pytest.raises(InputError) as caught:
-        import_adelaidet(state, shapes)
+        import_state(ADELAIDET, state, shapes)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 def test_every_tensor_lands_where_the_model_wants_it():
-    variables = import_adelaidet(small_state(), expected())
+    variables = import_state(ADELAIDET, small_state(), expected())
     ours = traverse_util.flatten_dict(variables)
     wanted = traverse_util.flatten_dict(expected())
     assert {path: leaf.shape for path, leaf in ours.items()} == {
@@ -57,7 +58,8 @@ def test_every_tensor_lands_where_the_model_wants_it():
 
 def test_convolutions_change_their_axes():
     weight = small_state()["ins_head.kernel_tower.3.weight"]
-    kernel = import_adelaidet(small_state())["params"]["head"]["kernel_tower_1"]["conv"]["kernel"]
+    head = import_state(ADELAIDET, small_state())["params"]["head"]
+    kernel = head["kernel_tower_1"]["conv"]["kernel"]
     for o, i, y, x in np.ndindex(3, 5, 3, 3):
         assert kernel[y, x, i, o] == weight[o, i, y, x]
     assert kernel.flags.c_contiguous
@@ -65,7 +67,7 @@ def test_convolutions_change_their_axes():
 
 def test_batch_norm_goes_to_two_collections():
     source = "backbone.bottom_up.res4.0.shortcut.norm."
-    variables = import_adelaidet(small_state())
+    variables = import_state(ADELAIDET, small_state())
     params, stats = (
         variables[name]["backbone"]["layer3_0"]["downsample_bn"]
         for name in ("params", "batch_stats")
@@ -79,12 +81,12 @@ def test_batch_norm_goes_to_two_collections():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_kept(dtype):
     state = seeded_state("solov2_adet/small_state_shapes.json", dtype)
-    variables = import_adelaidet(state, expected())
+    variables = import_state(ADELAIDET, state, expected())
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(dtype)}
 
 
 def test_export_undoes_import():
-    state = export_adelaidet(import_adelaidet(small_state()))
+    state = export_state(ADELAIDET, import_state(ADELAIDET, small_state()))
     assert state.keys() == small_state().keys()
     for name, array in small_state().items():
         np.testing.assert_array_equal(state[name], array, err_msg=name)
@@ -114,7 +116,9 @@ def test_tensors_without_a_meaning_here_are_passed_over():
         backbone__bottom_up__stem__conv1__norm__num_batches_tracked=np.array(7),
     )
     assert jax.tree.all(
-        jax.tree.map(np.array_equal, import_adelaidet(state), import_adelaidet(small_state()))
+        jax.tree.map(
+            np.array_equal, import_state(ADELAIDET, state), import_state(ADELAIDET, small_state())
+        )
     )
 
 
@@ -164,7 +168,7 @@ def test_a_long_list_is_cut_and_counted():
 def test_export_names_leaves_without_a_place():
     variables = {"params": {"head": {"embedding_pred": {"kernel": np.zeros((3, 3, 4, 4))}}}}
     with pytest.raises(InputError, match="params/head/embedding_pred/kernel"):
-        export_adelaidet(variables)
+        export_state(ADELAIDET, variables)
 
 
 def test_flipping_the_stem_is_reading_the_other_channel_order():

@@ -11,8 +11,9 @@ from helpers import foreign_states as foreign
 from solojax.config import base_config
 from solojax.config.schema import flatten as flatten_config
 from solojax.errors import InputError
+from solojax.interop.fitting import check_settings
 from solojax.interop.layouts import layout_named
-from solojax.interop.load import import_backbone, import_checkpoint, open_checkpoint
+from solojax.interop.load import fit, import_backbone, open_checkpoint, require_whole
 from solojax.interop.safetensors_file import write_safetensors
 from solojax.interop.trees import flatten, unflatten
 
@@ -206,9 +207,9 @@ def test_freesolo(tmp_path):
     assert found.architecture["model.pixel_std"] == IMAGENET["model.pixel_std"]
     without = {p: x for p, x in flatten(found.variables).items() if "embedding_pred" not in p}
     expected = shapes_of(unflatten(without))
-    variables, _ = import_checkpoint(path, expected=expected)
+    variables = fit(found, expected)
     assert set(flatten(variables)) == set(without)
-    variables, _ = import_checkpoint(path, expected=shapes_of(found.variables))
+    variables = fit(found, shapes_of(found.variables))
     assert "embedding_pred" in variables["params"]["head"]
 
 
@@ -247,8 +248,10 @@ def solov2(tmp_path, **options):
 
 def test_a_checkpoint_that_fits(tmp_path):
     path = solov2(tmp_path)
-    expected = shapes_of(open_checkpoint(path).variables)
-    variables, found = import_checkpoint(path, fitting(model__num_classes=80), expected)
+    found = open_checkpoint(path)
+    require_whole(found)
+    check_settings(found.architecture, fitting(model__num_classes=80), where=found.title)
+    variables = fit(found, shapes_of(found.variables))
     assert set(variables) == {"params", "batch_stats"}
     assert found.layout is layout_named("mmdet-v1-solov2")
 
@@ -269,7 +272,9 @@ def test_a_checkpoint_that_fits(tmp_path):
     ],
 )
 def test_another_config_is_refused_with_the_fix(tmp_path, key, value, said):
-    message = refusal(import_checkpoint, solov2(tmp_path), fitting() | {key: value})
+    found = open_checkpoint(solov2(tmp_path))
+    settings = fitting() | {key: value}
+    message = refusal(check_settings, found.architecture, settings, where=found.title)
     assert said in message and "file.safetensors (SOLOv2 of mmdet v1, R50, 80 classes)" in message
 
 
@@ -279,16 +284,16 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
     wrong = {"bbox_head__solo_kernel__bias": np.zeros(3, np.float32)}
     path = solov2(tmp_path, drop=drop, **wrong)
     assert "missing: bbox_head.solo_cate.bias; misshapen (in our order of axes): " in (
-        message := refusal(import_checkpoint, path, expected=expected)
+        message := refusal(fit, open_checkpoint(path), expected)
     )
     assert "bbox_head.solo_kernel.bias ((3,), not (8,))" in message
     path = solov2(tmp_path, stranger=np.zeros(1, np.float32))
-    assert "unexpected: stranger" in refusal(import_checkpoint, path)
+    assert "unexpected: stranger" in refusal(open_checkpoint, path)
 
 
 def test_a_backbone_alone_cannot_predict(tmp_path):
     path, _ = write(tmp_path, foreign.resnet())
-    message = refusal(import_checkpoint, path)
+    message = refusal(require_whole, open_checkpoint(path))
     assert "it has no head" in message and "--config.model.backbone.checkpoint=" in message
 
 

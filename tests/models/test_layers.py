@@ -146,6 +146,26 @@ def test_a_batch_without_valid_rows_leaves_the_running_statistics_alone():
     assert_same_bits(updated["batch_stats"], variables["batch_stats"])
 
 
+def test_rows_that_do_not_count_stay_finite_through_dozens_of_layers():
+    """ResNet-50 has 53 norms: by 316 at each, 1 / sqrt(eps), they would leave float32 at the 16th.
+
+    A mask behind an infinity hides it from the loss and not from the gradient.
+    """
+    norm, mask = BatchNorm(use_running_average=False), np.zeros(3, bool)
+    variables = norm.init(jax.random.key(0), X)
+
+    def loss(params):
+        def layer(x, _):
+            return norm.apply(variables | {"params": params}, x, mask, mutable=["batch_stats"])
+
+        out, _ = jax.lax.scan(layer, jnp.asarray(X), length=53)
+        return jnp.sum(jnp.where(mask[:, None, None, None], out, 0.0))
+
+    value, gradient = quick_jit(jax.value_and_grad(loss))(variables["params"])
+    assert value == 0
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
+
+
 def test_groups_of_images_are_normalised_as_batches_of_their_own():
     """Outputs and gradients of each; the running statistics move by the mean."""
     x = np.random.default_rng(1).normal(1, 2, size=(6, 4, 3, 4)).astype(np.float32)

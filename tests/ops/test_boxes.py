@@ -1,4 +1,4 @@
-"""solojax.ops.boxes: worked examples, round trips, and tight boxes pixel by pixel."""
+"""solojax.ops.boxes: tight boxes, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from solojax.ops.boxes import box_area, box_xywh_to_xyxy, box_xyxy_to_xywh, boxes_from_masks
+from solojax.ops.boxes import boxes_from_masks
 
 tight_boxes = jax.jit(boxes_from_masks)
 
@@ -20,22 +20,6 @@ def tight_box_by_loop(mask):
         return [0, 0, 0, 0]
     ys, xs = zip(*pixels, strict=True)
     return [min(xs), min(ys), max(xs) + 1, max(ys) + 1]
-
-
-def test_formats_and_area_of_a_worked_example():
-    xyxy = np.array([[[2.0, 3.0, 7.0, 5.0], [0.0, 0.0, 0.5, 4.0]]], np.float32)
-    xywh = np.array([[[2.0, 3.0, 5.0, 2.0], [0.0, 0.0, 0.5, 4.0]]], np.float32)
-    np.testing.assert_array_equal(box_xyxy_to_xywh(xyxy), xywh)
-    np.testing.assert_array_equal(box_xywh_to_xyxy(xywh), xyxy)
-    np.testing.assert_array_equal(box_area(xyxy), [[10.0, 2.0]])
-
-
-@reproducible
-@given(hnp.arrays(np.int32, (5, 4), elements=st.integers(-4000, 4000)))
-def test_formats_round_trip(numbers):
-    boxes = numbers.astype(np.float32) / 4  # quarters: sums and differences are exact
-    np.testing.assert_array_equal(box_xywh_to_xyxy(box_xyxy_to_xywh(boxes)), boxes)
-    np.testing.assert_array_equal(box_xyxy_to_xywh(box_xywh_to_xyxy(boxes)), boxes)
 
 
 def test_a_single_pixel_has_a_box_of_size_one():

@@ -12,7 +12,6 @@ from solojax.errors import InputError
 from solojax.ops.mask_decoding import (
     count_cells,
     decode_dynamic,
-    gather_cells,
     map_size,
     mask_logits,
     mask_probabilities,
@@ -46,15 +45,6 @@ def test_bfloat16_features_accumulate_in_float32():
     out = decode_dynamic(kernels, features)
     assert out.dtype == jnp.float32
     assert float(out[0, 0, 0, 0]) == 264.0
-
-
-def test_gathering_takes_each_images_own_cells_repeats_too():
-    values = RNG.normal(size=(2, 10, 3)).astype(np.float32)
-    cells = np.array([[9, 0, 9, 4], [1, 1, 1, 2]], np.int32)
-    out = np.asarray(gather_cells(values, cells))
-    for b in range(2):
-        for p in range(4):
-            np.testing.assert_array_equal(out[b, p], values[b, cells[b, p]])
 
 
 SIDE, CELLS = 3, np.array([[4, 0, 8, 4], [7, 7, 2, 1]], np.int32)

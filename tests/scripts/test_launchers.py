@@ -16,7 +16,7 @@ from helpers.scripts import load_script
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # Words that a shell would split, expand or swallow if they were not quoted.
-WORDS = ["train", "--config", "my configs/a.py:r101,3x", "--workdir", "gs://b/it's $HOME; *",
+WORDS = ["train", "--config", "my configs/a.py:r101,3x", "--workdir", "/mnt/b/it's $HOME; *",
          "--config.data.short_sides=(64,)", ""]  # fmt: skip
 DIRECTORY = "two words/$(solo)"
 

@@ -208,8 +208,10 @@ def test_keeps_the_newest_and_the_best(tmp_path, mode, scores, expected):
 
 def test_metrics_without_the_tracked_one(tmp_path):
     with Checkpointer(tmp_path, keep=1, best_metric="mask/AP") as checkpointer:
-        for step in (1, 2):
-            checkpointer.save(step, make_state(step), {}, {"loss": 1.0})
+        with pytest.raises(
+            InputError, match="'mask/AP' is none .* figures loss, mask/AP50; .* 2 is"
+        ):
+            checkpointer.save(2, make_state(2), {}, {"mask/AP50": 0.5, "loss": 1.0})
     assert saved_steps(tmp_path) == [2]
 
 

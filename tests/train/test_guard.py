@@ -37,7 +37,7 @@ def make_batch(rows: int = 3) -> Batch:
     "metrics",
     [
         {"loss": 1.0, "loss/mask": jnp.float32(3e38)},
-        {"grad_norm": float("nan"), "lossless": float("inf")},  # no terms of the loss
+        {"learning_rate": float("nan"), "lossless": float("inf")},  # no terms of the loss
         {},
     ],
 )
@@ -47,7 +47,7 @@ def test_a_finite_loss_passes(tmp_path, metrics):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), jnp.float32("nan")])
-@pytest.mark.parametrize("name", ["loss", "loss/category"])
+@pytest.mark.parametrize("name", ["loss", "loss/category", "grad_norm"])
 def test_one_line_says_what_happened(tmp_path, name, value):
     metrics = {"loss": 1.5, "loss/category": 0.25, "learning_rate": 0.01} | {name: value}
     with pytest.raises(NonFiniteLoss) as error:

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from solojax.errors import InputError
 from solojax.visualize import overlays
-from solojax.visualize.overlays import draw_instances, instance_color, overlay_results
+from solojax.visualize.overlays import instance_color, overlay_results
 
 
 def noise(height, width):
@@ -26,6 +26,12 @@ def result(mask, **fields):
     return {"segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()}, **fields}
 
 
+def draw(image, *masks, score=0.5):
+    """All masks drawn, each labelled "cat" and, unless it is None, its score."""
+    fields = {"category_id": 1} if score is None else {"category_id": 1, "score": score}
+    return overlay_results(image, [result(mask, **fields) for mask in masks], {1: "cat"}, 0)
+
+
 def tint(pixel, index):
     return np.round(0.6 * np.asarray(pixel, float) + 0.4 * np.array(instance_color(index)))
 
@@ -33,7 +39,7 @@ def tint(pixel, index):
 def test_fill_outline_and_untouched_rest():
     image = noise(600, 900)
     kept = image.copy()
-    drawn = draw_instances(image, [(square(600, 900, 300, 200, 150), "cat", 0.5, None)])
+    drawn = draw(image, square(600, 900, 300, 200, 150))
     np.testing.assert_array_equal(image, kept)
     assert drawn.shape == image.shape and drawn.dtype == np.uint8
     # The interior but for the lines of the outline.
@@ -48,7 +54,7 @@ def test_fill_outline_and_untouched_rest():
 @pytest.mark.parametrize("background", [0, 255])
 def test_the_outline_is_pure_colour_with_a_dark_rim(background):
     image = np.full((600, 900, 3), background, np.uint8)
-    drawn = draw_instances(image, [(square(600, 900, 300, 200, 150), "cat", 0.5, None)])
+    drawn = draw(image, square(600, 900, 300, 200, 150))
     across = drawn[375, 190:203]  # the mask begins at column 200
     colored = np.flatnonzero((across == instance_color(0)).all(axis=1))
     assert 2 <= colored.size <= 4 and 200 - 190 in colored
@@ -61,35 +67,26 @@ def test_small_instances_stay_visible_on_large_ones():
     small, large = square(500, 1000, 200, 400, 60), square(500, 1000, 50, 200, 400)
     for order in ([0, 1], [1, 0]):
         masks = [(small, large)[i] for i in order]
-        drawn = draw_instances(image, [(mask, "x", None, None) for mask in masks])
+        drawn = draw(image, *masks, score=None)
         base = tint(image[230, 430], order.index(1))
         np.testing.assert_array_equal(drawn[230, 430], tint(base, order.index(0)))
 
 
 def test_small_images_are_enlarged():
     mask = square(100, 150, 20, 30, 50)
-    drawn = draw_instances(noise(100, 150), [(mask, "cat", 0.9, None)])
+    drawn = draw(noise(100, 150), mask)
     assert drawn.shape == (600, 900, 3)
-    assert draw_instances(noise(800, 20), []).shape == (800, 20, 3)
-    assert draw_instances(noise(799, 20), []).shape == (1598, 40, 3)
+    assert draw(noise(800, 20)).shape == (800, 20, 3)
+    assert draw(noise(799, 20)).shape == (1598, 40, 3)
 
 
 def test_nothing_to_draw_leaves_the_image():
     image = noise(40, 801)
-    empty = np.zeros((40, 801), bool)
-    for instances in ([], [(empty, "cat", 0.9, None)]):
-        np.testing.assert_array_equal(draw_instances(image, instances), image)
-    flipped = draw_instances(image[:, ::-1], [])  # a view with a negative stride
+    empty = np.zeros((40, 801), np.uint8)
+    for masks in ([], [empty]):
+        np.testing.assert_array_equal(draw(image, *masks), image)
+    flipped = draw(image[:, ::-1])  # a view with a negative stride
     np.testing.assert_array_equal(flipped, image[:, ::-1])
-
-
-def test_a_given_box_is_drawn():
-    image = np.full((800, 800, 3), 90, np.uint8)
-    instance = (square(800, 800, 300, 300, 100), "cat", 0.5, (250.0, 260.0, 500.0, 480.0))
-    drawn = draw_instances(image, [instance])
-    for y, x in ((260, 480), (479, 250), (479, 499), (470, 499)):
-        np.testing.assert_array_equal(drawn[y, x], instance_color(0))
-    np.testing.assert_array_equal(drawn[480, 500], image[480, 500])
 
 
 def test_colors_are_stable_distinct_and_never_dark():
@@ -123,12 +120,10 @@ def test_results_over_the_threshold_in_the_same_colors(monkeypatch):
 
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="uint8 RGB"):
-        draw_instances(np.zeros((5, 5, 3), np.float32), [])
+        draw(np.zeros((5, 5, 3), np.float32))
     with pytest.raises(InputError, match="uint8 RGB"):
-        draw_instances(np.zeros((5, 5), np.uint8), [])
+        draw(np.zeros((5, 5), np.uint8))
     with pytest.raises(InputError, match=r"instance 1: a mask of \(5, 6\)"):
-        draw_instances(
-            noise(6, 5), [(np.ones((6, 5)), "", 1, None), (np.ones((5, 6)), "", 1, None)]
-        )
+        draw(noise(6, 5), np.ones((6, 5), np.uint8), np.ones((5, 6), np.uint8))
     with pytest.raises(InputError, match="category_id 4 has no name"):
         overlay_results(noise(9, 9), [result(np.ones((9, 9), np.uint8), category_id=4)], {3: ""}, 0)

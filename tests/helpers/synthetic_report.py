@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from solojax.errors import InputError
-
 SMALL_AREA = 32**2  # COCO's limit, pixels
 OCCLUDED_BELOW = 0.8  # visible share of the full area
 _MIN_HOLE_AREA = 9  # pixels
@@ -30,15 +28,9 @@ def measure_synthetic_dataset(annotations: str | os.PathLike[str]) -> dict[str, 
       fractions of the objects; min_visible_area in pixels and min_visible_share of the full area;
       min_side and max_side, the box's longer side over the picture's shorter; objects/NAME, the
       objects of each class.
-
-    Raises:
-      InputError: for a file that lacks `full_area`, or has no objects.
     """
-    path = Path(annotations)
-    document = json.loads(path.read_text())
+    document = json.loads(Path(annotations).read_text())
     objects = document["annotations"]
-    if not objects or "full_area" not in objects[0]:
-        raise InputError(f"{path}: no objects with full_area; give a json of the synthetic data")
     sides = {image["id"]: min(image["height"], image["width"]) for image in document["images"]}
     names = {category["id"]: category["name"] for category in document["categories"]}
     area = np.array([each["area"] for each in objects])
@@ -58,22 +50,6 @@ def measure_synthetic_dataset(annotations: str | os.PathLike[str]) -> dict[str, 
         "max_side": float(length.max()),
         **{f"objects/{name}": counts[name] for name in names.values()},
     }
-
-
-def describe_synthetic_dataset(annotations: str | os.PathLike[str]) -> str:
-    """The measurements of one split as a short text for a person."""
-    m = measure_synthetic_dataset(annotations)
-    classes = ", ".join(
-        f"{key.removeprefix('objects/')} {n}" for key, n in m.items() if key.startswith("objects/")
-    )
-    return (
-        f"{m['images']} images, {m['objects']} objects, {m['objects_per_image']:.2f} per image\n"
-        f"{m['occluded_share']:.1%} more than a fifth occluded, {m['small_share']:.1%} below 32^2 "
-        f"visible pixels, {m['hole_share']:.1%} with a hole\n"
-        f"longer sides {m['min_side']:.2f} to {m['max_side']:.2f} of the picture's shorter side, "
-        f"at least {m['min_visible_area']} pixels and {m['min_visible_share']:.0%} visible\n"
-        f"{classes}"
-    )
 
 
 def _has_hole(rle: dict) -> bool:
