@@ -8,9 +8,9 @@ Mask AP and AP50 on 100 images never seen (thresholding and connected components
 
 | head | steps | seconds a step | AP | AP50 |
 | --- | --- | --- | --- | --- |
-| solov2 (default) | 1000 | 0.33 | 0.640 | 0.903 |
-| decoupled | 2000 | 0.62 | 0.623 | 0.922 |
-| solo | 4000 | ~ | 0.680 | 0.958 |
+| solov2 (default) | 1000 | 0.30 | 0.640 | 0.903 |
+| decoupled | 2000 | 0.54 | 0.623 | 0.922 |
+| solo | 4000 | 0.41 | 0.680 | 0.958 |
 
 The heads with masks by level learn more slowly, solo from the objects of a cell alone. AdamW with a
 cosine instead of the published SGD: it gets further in so few steps.
