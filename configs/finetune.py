@@ -14,12 +14,12 @@ the same for everybody; Table 5.4):
         --annotations data/coco/annotations/instances_train2017.json \
         --output data/coco/annotations/instances_train2017_images10.json
 
-Both train for 90,000 iterations of batch 16 at learning rate 0.01, which
-drops after 60,000 and 80,000; short side 640 to 800. No stage is frozen and BatchNorm takes the
-statistics of the global batch, as the published runs of Table 5.2 had it (there in the FPN too, and
-with statistics averaged over some hundred batches at the end, which this package has not). Meant
-for eight accelerators of 11 GB or more with two images each. COCO val2017, mask AP, to compare with
-(this code has not been trained on COCO by its authors):
+Both train for 90,000 iterations of batch 16 at learning rate 0.01, which drops after 60,000 and
+80,000; short side 640 to 800. No stage is frozen and BatchNorm takes the statistics of the global
+batch, as the published runs of Table 5.2 had it (there in the FPN too, and with statistics averaged
+over some hundred batches at the end, which this package has not). Meant for eight accelerators of
+11 GB or more with two images each. COCO val2017, mask AP, to compare with (this code has not been
+trained on COCO by its authors):
 
     variant  supervised  MoCo-v2  DenseCL
     all      35.2        35.2     35.7

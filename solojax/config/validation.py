@@ -237,9 +237,9 @@ def _check_contrast(config: ConfigDict) -> None:
     ):
         if value != wanted:
             raise _error(path, value, f"pre-training trains all and has no evaluation: {wanted}")
-    if rows.eval_every or (rows.eval_every is None and rows.eval_every_epochs):
-        path = "train.eval_every" if rows.eval_every else "train.eval_every_epochs"
-        raise _error(path, rows[path[6:]], "pre-training has no evaluation, give 0")
+    name = "eval_every_epochs" if rows.eval_every is None else "eval_every"
+    if rows[name]:
+        raise _error(f"train.{name}", rows[name], "pre-training has no evaluation, give 0")
     if contrast.dense_weight and not model.dense:
         raise _error(
             "contrast.dense_weight", contrast.dense_weight, "without model.dense it must be 0"

@@ -47,7 +47,7 @@ SEMANTICS = ("thesis", "release")
 
 
 def learns_embeddings(semantics: str, weight: float) -> bool:
-    """Whether there is a semantic loss: the release has none (reference: its code and thesis)."""
+    """Whether there is a semantic loss (thesis 6.2.3; the released code has none)."""
     return semantics == "thesis" and weight != 0
 
 

@@ -123,12 +123,12 @@ class Checkpointer:
             self._orbax.save(self._path(step), args=arguments)
         except Exception as error:
             self._report_failed_save(error)
-        named = self._best_metric if metrics else None
-        if wait or (named and named not in metrics):
+        unknown = bool(metrics and self._best_metric) and self._best_metric not in metrics
+        if wait or unknown:
             self.wait()
-        if named and named not in metrics:
+        if unknown:
             raise InputError(
-                f"train.best_metric '{named}' is none of the evaluation's figures "
+                f"train.best_metric '{self._best_metric}' is none of the evaluation's figures "
                 f"{', '.join(sorted(metrics))}; checkpoint {step} is saved, go on from it with one "
                 "of these"
             )
