@@ -64,6 +64,8 @@ def _tiny(config: ConfigDict) -> None:
     config.data.root = "data/photos"
     config.data.train_images = ""
     config.views.size = (64, 64)
+    # In pixels: what 2 is to a view of 224.
+    config.views.blur_sigma = (0.1, 0.6)
     config.model.backbone.depth = 18
     config.model.backbone.width = 32
     config.model.backbone.norm_group_images = 32
