@@ -15,9 +15,14 @@ import optax
 from agreement_parts import parts_of
 from ml_collections import ConfigDict
 
-from solojax.build import build_eval_batches, build_optimizer, build_task, load_val_set
+from solojax.builders.segmentation import (
+    build_eval_batches,
+    build_optimizer,
+    build_task,
+    load_val_set,
+)
 from solojax.config import milestone_steps, total_steps
-from solojax.inference import coco_results, predict_batches
+from solojax.inference.segmenter import coco_results, predict_batches
 from solojax.structures import Batch, PyTree
 from solojax.train.sharding import (
     batch_sharding,

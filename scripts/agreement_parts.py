@@ -9,15 +9,20 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from solojax.build import build_task, build_train_batches, build_train_plan, load_train_set
-from solojax.build import example_shape as example_batch
-from solojax.build_contrast import (
+from solojax.builders.contrast import (
     build_contrast_task,
     build_view_batches,
     build_view_plan,
     example_views,
     load_image_list,
 )
+from solojax.builders.segmentation import (
+    build_task,
+    build_train_batches,
+    build_train_plan,
+    load_train_set,
+)
+from solojax.builders.segmentation import example_shape as example_batch
 from solojax.tasks import Task
 
 

@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str):
     # Imported when asked for: `solojax --help` must not wait for JAX.
     if name == "load":
-        from solojax.inference import load
+        from solojax.inference.segmenter import load
 
         return load
     raise AttributeError(f"module 'solojax' has no attribute {name!r}")

@@ -13,9 +13,9 @@ from flax import traverse_util
 from helpers.outputs import dynamic_outputs
 from helpers.tiny_config import get_config
 
-from solojax.build import build_task, train_rows
-from solojax.build_contrast import build_contrast_task
-from solojax.build_network import coarse_factors
+from solojax.builders.contrast import build_contrast_task
+from solojax.builders.network import coarse_factors
+from solojax.builders.segmentation import build_task, train_rows
 from solojax.config import apply_overrides, load_config, total_steps, validate
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from solojax.aot.chips import Chip, Topology
 from solojax.aot.cost import StepCost, TooLarge, measure
 from solojax.aot.programs import lower_predict_step, lower_train_step
+from solojax.costs.operations import count_unseen_step_operations
+from solojax.costs.workloads import training_parts, workload_of
 from solojax.errors import InputError
-from solojax.operations import count_unseen_step_operations
-from solojax.workloads import training_parts, workload_of
 
 _logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import jax
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from solojax.inference import jit_predict
+from solojax.costs.workloads import training_parts, workload_of
+from solojax.inference.segmenter import jit_predict
 from solojax.structures import PyTree
 from solojax.train.sharding import batch_sharding, replicated, state_sharding
 from solojax.train.step import jit_train_step
-from solojax.workloads import training_parts, workload_of
 
 
 def lower_train_step(

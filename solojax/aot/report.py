@@ -12,8 +12,8 @@ from solojax.aot.chips import Topology
 from solojax.aot.compiling import CompiledStep, compile_steps
 from solojax.aot.cost import StepCost, estimate_largest_batch
 from solojax.aot.devices import slice_devices
+from solojax.costs.workloads import workload_of
 from solojax.train.sharding import make_mesh
-from solojax.workloads import workload_of
 
 
 @dataclasses.dataclass(frozen=True)

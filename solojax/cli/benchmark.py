@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     import jax
 
-    from solojax.timing import table
+    from solojax.costs.timing import table
 
     print(f"{jax.default_backend()}, {jax.device_count()} device(s)")
     remarks: list[str] = []
@@ -95,7 +95,7 @@ def _configs(args: argparse.Namespace):
 
 def _timings(args: argparse.Namespace, config, other, remarks: list[str]):
     """Yields phase after phase; what is to be said at the end goes into the remarks."""
-    from solojax.step_benchmark import compare_training, comparison_lines, time_training
+    from solojax.costs.step_benchmark import compare_training, comparison_lines, time_training
 
     size = _training_size(args, config)
     yield from _phases(args, config, size)
@@ -110,11 +110,11 @@ def _timings(args: argparse.Namespace, config, other, remarks: list[str]):
 
 def _phases(args: argparse.Namespace, config, size: tuple[int, tuple[int, int]]):
     if _segments(config):
-        from solojax.benchmarking import time_inference
+        from solojax.costs.inference_benchmark import time_inference
 
         chosen = {name: getattr(args, name) or value for name, value in _INFERENCE.items()}
         return time_inference(config, **chosen, repeats=args.repeats)
-    from solojax.contrast_benchmark import time_phases
+    from solojax.costs.contrast_benchmark import time_phases
 
     rows, canvas = size
     return time_phases(config, rows or config.train.batch_size, canvas, repeats=args.repeats)

@@ -86,16 +86,16 @@ def run(args: argparse.Namespace) -> int:
     if args.layout is not None and args.output is None:
         raise InputError("--layout is that of an output file: give --output FILE, or drop it")
 
-    from solojax import conversion
+    from solojax.conversion import checkpoints
 
     if args.output is not None:
-        conversion.check_target(args.output, args.layout)
-    model, found = conversion.open_source(
+        checkpoints.check_target(args.output, args.layout)
+    model, found = checkpoints.open_source(
         args.checkpoint, step=args.step, config=flags.config_over(args), stem=args.stem
     )
     if found is not None:
         print(f"checkpoint {found.title}")
-    if model is None and (args.verify is not None or not conversion.is_file_name(args.output)):
+    if model is None and (args.verify is not None or not checkpoints.is_file_name(args.output)):
         raise InputError(
             f"checkpoint {found.title}: a backbone alone makes no model; give --output FILE for "
             "another layout, or train from it with "
@@ -107,19 +107,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, model, found) -> None:
-    from solojax import conversion
+    from solojax.conversion import checkpoints
 
-    if conversion.is_file_name(args.output):
+    if checkpoints.is_file_name(args.output):
         flags.make_workdir(args.output.parent, "--output")
-        layout = conversion.write_file(args.output, args.layout, model, found)
+        layout = checkpoints.write_file(args.output, args.layout, model, found)
         print(f"{args.output}: {layout.title}")
     else:
-        print(f"{conversion.write_checkpoint(args.output, model)}: {len(model.categories)} classes")
+        written = checkpoints.write_checkpoint(args.output, model)
+        print(f"{written}: {len(model.categories)} classes")
 
 
 def _verify(args: argparse.Namespace, model) -> int:
+    from solojax.conversion.verification import verify
     from solojax.interop.parity import report_table
-    from solojax.verification import verify
 
     reports = verify(model.task, model.variables, args.verify, args.tolerance)
     print(report_table(reports))

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is not None:
         config.seed = args.seed
 
-    from solojax.demo import run_demo
-    from solojax.evaluation import figures_table
+    from solojax.inference.evaluation import figures_table
+    from solojax.runs.demo import run_demo
 
     figures, baseline = run_demo(
         config, workdir, num_train=args.num_train, num_val=args.num_val, num_overlays=NUM_OVERLAYS

@@ -80,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates; process 0 prints the table."""
     flags.start_distributed(args)
-    from solojax.evaluation import figures_table, write_json
+    from solojax.inference.evaluation import figures_table, write_json
 
     if _is_first():
         flags.check_output_file(args.output, "--output")
@@ -103,7 +103,7 @@ def _say(text: str) -> None:
 
 
 def _score_file(args: argparse.Namespace) -> dict:
-    from solojax.evaluation import score_file
+    from solojax.inference.evaluation import score_file
 
     if args.annotations is None:
         raise InputError("--predictions needs --annotations GT.json to be scored against")
@@ -124,10 +124,10 @@ def _score_file(args: argparse.Namespace) -> dict:
 
 
 def _score_checkpoint(args: argparse.Namespace) -> dict:
-    from solojax.build import check_same_classes, load_dataset, load_val_set
-    from solojax.evaluation import Evaluation, write_json
+    from solojax.builders.segmentation import check_same_classes, load_dataset, load_val_set
     from solojax.evaluators.error_analysis import replace_masks_with_gt
-    from solojax.inference import load
+    from solojax.inference.evaluation import Evaluation, write_json
+    from solojax.inference.segmenter import load
     from solojax.interop.published import unnamed_classes
 
     if args.checkpoint is None:

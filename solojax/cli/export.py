@@ -66,8 +66,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports."""
-    from solojax import exporting
-    from solojax.inference import load
+    from solojax.conversion import exporting
+    from solojax.inference.segmenter import load
 
     platforms = exporting.check_platforms(args.platforms)
     exporting.require_flatbuffers()

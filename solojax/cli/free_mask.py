@@ -12,7 +12,7 @@ from solojax.errors import InputError
 from solojax.train import distributed
 
 if TYPE_CHECKING:
-    from solojax.frozen_backbone import FrozenBackbone
+    from solojax.features.frozen_backbone import FrozenBackbone
 
 HELP = """Object masks from a folder of images without any label (Free Mask, thesis 6.2.2).
 
@@ -133,7 +133,7 @@ def _add_filter_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Finds masks; images that cannot be read are reported and left out."""
     flags.start_distributed(args)
-    from solojax.free_masks_run import FreeMaskRun, find_masks, load_photos
+    from solojax.free_solo.free_masks import FreeMaskRun, find_masks, load_photos
     from solojax.postprocess.free_mask_labels import FreeMaskFilters
     from solojax.postprocess.free_masks import FreeMaskSettings
 
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backbone(args: argparse.Namespace) -> FrozenBackbone:
-    from solojax.frozen_backbone import RANDOM, load_backbone
+    from solojax.features.frozen_backbone import RANDOM, load_backbone
 
     described = args.config is not None or args.overrides
     if args.checkpoint != RANDOM:
@@ -183,7 +183,7 @@ def _backbone(args: argparse.Namespace) -> FrozenBackbone:
 def _random_backbone(args: argparse.Namespace) -> FrozenBackbone:
     """Of the config's network and seed, or of a ResNet-50's."""
     from solojax.config import apply_overrides, base_config
-    from solojax.frozen_backbone import untrained_backbone
+    from solojax.features.frozen_backbone import untrained_backbone
 
     if args.config is not None:
         config = flags.read_config(args)

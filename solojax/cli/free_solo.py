@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     flags.make_workdir(args.workdir)
 
     from solojax.config.schema import flatten
-    from solojax.free_solo import run_free_solo
-    from solojax.free_solo_stages import Stages, recipe
+    from solojax.free_solo.chain import run_free_solo
+    from solojax.free_solo.stages import Stages, recipe
     from solojax.train.preemption import EXIT_CODE, Preempted
     from solojax.train.start_checks import check_start, check_workdir
 

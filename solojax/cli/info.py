@@ -52,12 +52,12 @@ def _lines(args: argparse.Namespace, config):
     from solojax.config.schema import SEGMENTATION_TASKS
 
     if config.task in SEGMENTATION_TASKS:
-        from solojax.network_info import describe_network, info_lines
+        from solojax.costs.network_info import describe_network, info_lines
 
         info = describe_network(config, args.canvas or _CANVAS, args.classes or _CLASSES)
         return info_lines(info)
     if args.classes is not None:
         raise InputError(f"--classes has no part in {config.task}: leave it out")
-    from solojax.contrast_info import contrast_info_lines, describe_contrast
+    from solojax.costs.contrast_info import contrast_info_lines, describe_contrast
 
     return contrast_info_lines(describe_contrast(config, args.canvas or tuple(config.views.size)))

@@ -47,8 +47,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predicts; images that cannot be read are reported and left out."""
     from solojax.data.image_files import find_images
-    from solojax.inference import load
-    from solojax.prediction import predict_files
+    from solojax.inference.prediction import predict_files
+    from solojax.inference.segmenter import load
 
     paths = find_images(args.images)
     flags.make_workdir(args.output, "--output")

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what in _SPLIT_KINDS:
         return _write_split(args)
     if args.verify:
-        from solojax.preparation import verify
+        from solojax.conversion.preparation import verify
 
         for split, size in verify(args.output, args.split, args.what).items():
             print(f"{args.output}: {split} is as it was written, {size / 1e6:.1f} MB")
@@ -127,7 +127,7 @@ def _write_split(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, split: str):
-    from solojax.preparation import prepare_instances, prepare_labelled
+    from solojax.conversion.preparation import prepare_instances, prepare_labelled
 
     if args.what in _INSTANCE_KINDS:
         return prepare_instances(

@@ -9,7 +9,7 @@ from solojax.cli import flags
 from solojax.errors import InputError
 
 if TYPE_CHECKING:
-    from solojax.frozen_backbone import FrozenBackbone
+    from solojax.features.frozen_backbone import FrozenBackbone
 
 HELP = """What a frozen backbone knows of classes: nearest neighbours and linear SVMs on its output.
 
@@ -123,11 +123,11 @@ def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: 
 def run(args: argparse.Namespace) -> int:
     """Probes; process 0 prints the table."""
     flags.start_distributed(args)
-    from solojax import probing
-    from solojax.evaluation import write_json
     from solojax.evaluators.linear_svm import COSTS
     from solojax.evaluators.probes import ProbeSettings
-    from solojax.feature_extraction import FeatureExtraction
+    from solojax.features import probing
+    from solojax.features.extraction import FeatureExtraction
+    from solojax.inference.evaluation import write_json
     from solojax.train import distributed
 
     first = distributed.process_id() in (None, 0)
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backbone(args: argparse.Namespace) -> FrozenBackbone:
-    from solojax import frozen_backbone
+    from solojax.features import frozen_backbone
 
     given = [*(["--config"] if args.config else []), *args.overrides]
     if str(args.checkpoint) != frozen_backbone.RANDOM:

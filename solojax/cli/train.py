@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     config = flags.read_config(args)
     workdir = flags.make_workdir(args.workdir)
     from solojax.config.schema import flatten
+    from solojax.runs.training import run_training
     from solojax.train import distributed
     from solojax.train.preemption import EXIT_CODE, Preempted
     from solojax.train.start_checks import check_start, check_workdir
-    from solojax.training import run_training
 
     check_start(flatten(config))
     check_workdir(workdir)

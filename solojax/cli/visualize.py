@@ -132,9 +132,9 @@ def _settle(args: argparse.Namespace) -> None:
 
 def _draw_grid(args: argparse.Namespace) -> int:
     from solojax.data.image_io import read_image
-    from solojax.grid_picture import draw_grid
-    from solojax.inference import load
-    from solojax.prediction import write_png
+    from solojax.inference.grid_picture import draw_grid
+    from solojax.inference.prediction import write_png
+    from solojax.inference.segmenter import load
 
     steps = _steps(args.step)
     if len(args.checkpoint) > 1 or len(steps) > 1:
@@ -148,9 +148,9 @@ def _draw_grid(args: argparse.Namespace) -> int:
 
 
 def _draw_correspondence(args: argparse.Namespace) -> int:
-    from solojax.correspondence_pictures import MatchSettings, compare_backbones, table
     from solojax.data.image_files import find_images
-    from solojax.evaluation import write_json
+    from solojax.features.correspondence_pictures import MatchSettings, compare_backbones, table
+    from solojax.inference.evaluation import write_json
 
     paths = find_images(args.images)
     folder = flags.make_workdir(args.output, "--output")
@@ -167,7 +167,7 @@ def _draw_correspondence(args: argparse.Namespace) -> int:
 
 def _backbones(args: argparse.Namespace) -> list:
     """Every checkpoint at every step, in the order given."""
-    from solojax.frozen_backbone import RANDOM, load_backbone, random_backbone
+    from solojax.features.frozen_backbone import RANDOM, load_backbone, random_backbone
 
     steps = _steps(args.step)
     trained = {

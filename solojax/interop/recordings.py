@@ -77,7 +77,8 @@ def read_recording(path: str | os.PathLike) -> Recording:
     image             (B, H, W, 3) uint8 RGB, padded to multiples of 32
     image_size        (B, 2) valid (height, width), unless the images fill it
     original_size     (B, 2) size of recorded masks, unless that is `image_size`
-    STAGE             a recorded array by its name, see `solojax.verification.network_stages`
+    STAGE             a recorded array by its name, see `network_stages` in
+                      `solojax.conversion.verification`
     STAGE/shape, STAGE/idx, STAGE/val
                       a sample in its place: positions in the flattened array, and what is there
     image0/scores, image0/classes, image0/masks

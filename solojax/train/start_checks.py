@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import solojax
-from solojax.shared_files import wait_for_files
 from solojax.train import distributed
+from solojax.train.shared_files import wait_for_files
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -10,14 +10,14 @@ from helpers.small_densecl import use_small_backbone
 from helpers.tiny_run import call, refusal
 
 from solojax.config import load_config
-from solojax.contrast_info import describe_contrast
-from solojax.operations import (
+from solojax.costs.contrast_info import describe_contrast
+from solojax.costs.operations import (
     count_operations,
     count_step_operations,
     count_unseen_step_operations,
 )
+from solojax.costs.workloads import training_parts
 from solojax.train.step import make_train_step
-from solojax.workloads import training_parts
 
 TINY = "configs/densecl.py:tiny"
 SMALL = (

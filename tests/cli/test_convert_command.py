@@ -16,7 +16,7 @@ from helpers import pickles as p
 from helpers.golden import GOLDEN
 from helpers.tiny_run import call, refusal
 
-from solojax.inference import load
+from solojax.inference.segmenter import load
 from solojax.interop.layouts import layout_named
 from solojax.interop.load import open_checkpoint
 from solojax.interop.torch_zip_writer import write_torch_zip

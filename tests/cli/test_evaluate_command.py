@@ -16,9 +16,9 @@ from helpers.tiny_run import call, edit_json, refusal, use_nano_network
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from solojax import inference
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
+from solojax.inference import segmenter
 from solojax.interop.published import unnamed_classes
 from solojax.train.metric_writer import read_metrics
 
@@ -178,14 +178,14 @@ def test_without_classes_saved_predictions_keep_the_models(nano, tmp_path):
 
 def test_classes_without_names_are_those_of_the_data_set(nano, tmp_path, monkeypatch):
     """Also where they are ignored, once the results are kept: they are not all one class."""
-    load = inference.load
+    load = segmenter.load
 
     def load_without_names(*args, **options):
         model = load(*args, **options)
         names = unnamed_classes(len(model.categories))
         return dataclasses.replace(model, categories=tuple(enumerate(names, start=1)))
 
-    monkeypatch.setattr(inference, "load", load_without_names)
+    monkeypatch.setattr(segmenter, "load", load_without_names)
     saved, words = tmp_path / "saved.json", ["--checkpoint", nano.workdir, "--class_agnostic"]
     outcome = call("evaluate", *words, "--save_predictions", saved)
     assert outcome.code == 0 and "in the data set's order" in outcome.out
@@ -300,7 +300,7 @@ def test_bad_results_name_file_and_entry(finished, evaluated, tmp_path, case):
 def test_places_that_cannot_be_written_are_found_before_the_work(
     finished, tmp_path, monkeypatch, flag, name, problem
 ):
-    monkeypatch.setattr("solojax.inference.load", None)
+    monkeypatch.setattr("solojax.inference.segmenter.load", None)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     outcome = call("evaluate", "--checkpoint", finished.workdir, flag, tmp_path / name)

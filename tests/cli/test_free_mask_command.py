@@ -9,7 +9,7 @@ from helpers.photos import color_backbone, write_photos
 from helpers.processes import Processes
 from helpers.tiny_run import CONFIG, call, refusal
 
-import solojax.frozen_backbone
+import solojax.features.frozen_backbone
 from solojax.cli.main import main
 
 
@@ -23,7 +23,9 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def colors(monkeypatch):
     """Any checkpoint is the backbone of colours."""
-    monkeypatch.setattr(solojax.frozen_backbone, "load_backbone", lambda *_: color_backbone())
+    monkeypatch.setattr(
+        solojax.features.frozen_backbone, "load_backbone", lambda *_: color_backbone()
+    )
 
 
 def find(photos, output, *words, checkpoint="runs/any"):

@@ -13,8 +13,8 @@ from helpers.tiny_run import call, refusal, use_nano_network
 
 from solojax import load
 from solojax.config import load_config
-from solojax.grid_picture import level_masks
-from solojax.step_benchmark import time_training
+from solojax.costs.step_benchmark import time_training
+from solojax.inference.grid_picture import level_masks
 from solojax.train.checkpoints import load_variables
 
 TINY = "tests/helpers/tiny_config.py"

@@ -217,7 +217,7 @@ def test_a_checkpoint_that_is_not_there(nano, tmp_path):
 
 
 def test_a_full_disk_keeps_the_results_so_far(nano, tmp_path, monkeypatch):
-    from solojax import prediction
+    from solojax.inference import prediction
 
     write_png = prediction.write_png
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import tiny_run
 from helpers.tiny_run import edit_json, refusal, train
 
-from solojax.build import build_train_plan, load_train_set
+from solojax.builders.segmentation import build_train_plan, load_train_set
 from solojax.config import load_config
 from solojax.train.metric_writer import MetricWriter, read_metrics
 

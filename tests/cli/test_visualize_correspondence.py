@@ -13,11 +13,11 @@ from helpers import foreign_states as foreign
 from helpers.small_densecl import SmallBackbone
 from helpers.tiny_run import call, refusal
 
-from solojax.build_contrast import build_contrast_task, example_views
-from solojax.build_network import build_backbone
+from solojax.builders.contrast import build_contrast_task, example_views
+from solojax.builders.network import build_backbone
 from solojax.config import base_config, load_config, to_json
-from solojax.correspondence_pictures import MatchSettings, view_pairs
-from solojax.frozen_backbone import load_backbone
+from solojax.features.correspondence_pictures import MatchSettings, view_pairs
+from solojax.features.frozen_backbone import load_backbone
 from solojax.interop.safetensors_file import write_safetensors
 from solojax.train.checkpoints import Checkpointer
 

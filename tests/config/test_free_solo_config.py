@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from solojax.build import build_optimizer, build_task
-from solojax.build_free_solo import embedding_width
+from solojax.builders.free_solo import embedding_width
+from solojax.builders.segmentation import build_optimizer, build_task
 from solojax.config import (
     from_json,
     load_config,

@@ -11,9 +11,9 @@ from helpers import tiny_run
 from helpers.tiny_config import TOTAL_STEPS, get_config, shrink
 from helpers.tiny_run import write_data
 
-from solojax.build import build_optimizer, build_task
-from solojax.build_contrast import build_contrast_task, example_views
-from solojax.build_network import coarse_factors
+from solojax.builders.contrast import build_contrast_task, example_views
+from solojax.builders.network import coarse_factors
+from solojax.builders.segmentation import build_optimizer, build_task
 from solojax.config import (
     from_json,
     load_config,
@@ -24,11 +24,11 @@ from solojax.config import (
 )
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example
+from solojax.runs.training import run_training
 from solojax.structures import GridSpec
 from solojax.train.metric_writer import read_metrics
 from solojax.train.state import create_state
 from solojax.train.step import make_train_step
-from solojax.training import run_training
 
 SPECS = [
     *(f"configs/solov2.py:{depth},{x}" for depth in ("r18", "r34", "r50", "r101") for x in "13"),

@@ -12,9 +12,9 @@ import pytest
 from helpers.golden import GOLDEN
 from helpers.records import write_class_folders, write_source
 
+from solojax.conversion.preparation import prepare_instances, prepare_labelled
 from solojax.data.image_folder import list_coco, list_folder, list_records
 from solojax.errors import BrokenImage, InputError
-from solojax.preparation import prepare_instances, prepare_labelled
 
 CLASSES = ("ant", "bee", "cat")
 NAMES = (

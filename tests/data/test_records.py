@@ -18,13 +18,13 @@ from helpers.tiny_config import get_config
 from helpers.tiny_run import CATEGORIES, edit_json
 from pycocotools.coco import COCO
 
-from solojax import build
+from solojax.builders import segmentation
+from solojax.conversion.preparation import prepare_instances
 from solojax.data.coco import load_coco
 from solojax.data.records import load_records, open_split
 from solojax.data.rows import ImageRows, TrainRows
 from solojax.errors import BrokenImage, InputError
 from solojax.evaluators.ground_truth import load_ground_truth
-from solojax.preparation import prepare_instances
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,9 @@ def config_for(pair, **changes):
 
 
 def batches_of(config, steps):
-    dataset = build.load_train_set(config)
-    plan = build.build_train_plan(config, dataset)
-    return list(build.build_train_batches(config, dataset, plan, steps)(0))
+    dataset = segmentation.load_train_set(config)
+    plan = segmentation.build_train_plan(config, dataset)
+    return list(segmentation.build_train_batches(config, dataset, plan, steps)(0))
 
 
 def assert_same_batches(found, wanted):
@@ -175,13 +175,13 @@ def test_worker_processes_open_the_records_themselves(pair):
 
 def test_evaluation_gets_the_same_batches_and_ground_truth(pair):
     config = config_for(pair)
-    source = build.load_val_set(config)
-    wanted = list(build.build_eval_batches(config, source)())
+    source = segmentation.load_val_set(config)
+    wanted = list(segmentation.build_eval_batches(config, source)())
     config.data.format, config.data.root = "records", str(pair.records)
-    records = build.load_val_set(config)
-    assert_same_batches(list(build.build_eval_batches(config, records)()), wanted)
+    records = segmentation.load_val_set(config)
+    assert_same_batches(list(segmentation.build_eval_batches(config, records)()), wanted)
     assert load_ground_truth(records.annotation_path) == load_ground_truth(source.annotation_path)
-    assert build.first_images(records, 2).images[1].id == source.images[1].id
+    assert segmentation.first_images(records, 2).images[1].id == source.images[1].id
 
 
 def test_an_opened_split_is_pickled_without_its_files(both):

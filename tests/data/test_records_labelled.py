@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers.records import contents, write_class_folders, write_source
 
+from solojax.conversion.preparation import prepare_instances, prepare_labelled, verify
 from solojax.data.image_io import encoded_size
 from solojax.data.records import load_records, open_split
 from solojax.errors import InputError
-from solojax.preparation import prepare_instances, prepare_labelled, verify
 
 CLASSES = ("ant", "bee", "cat")
 

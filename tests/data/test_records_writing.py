@@ -17,11 +17,11 @@ from etils.epath import backend
 from helpers.records import contents, write_pair, write_source
 from helpers.tiny_run import edit_json
 
-from solojax import preparation
+from solojax.conversion import preparation
+from solojax.conversion.preparation import prepare_instances, verify
 from solojax.data import records_writing
 from solojax.data.records import load_records
 from solojax.errors import InputError
-from solojax.preparation import prepare_instances, verify
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def stop_at(monkeypatch, image):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from solojax import preparation
+    from solojax.conversion import preparation
 
     read, count = preparation._read_file, iter(range(100))
 

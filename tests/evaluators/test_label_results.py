@@ -7,8 +7,8 @@ import json
 import pytest
 
 from solojax.errors import InputError
-from solojax.evaluation import score_file
 from solojax.evaluators.label_results import load_predictions
+from solojax.inference.evaluation import score_file
 
 MASK = {"size": [4, 4], "counts": "04<"}  # the first column
 

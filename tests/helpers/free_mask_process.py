@@ -9,9 +9,9 @@ import sys
 
 from helpers.photos import color_backbone
 
-import solojax.frozen_backbone
+import solojax.features.frozen_backbone
 from solojax.cli.main import main
 
 if __name__ == "__main__":
-    solojax.frozen_backbone.load_backbone = lambda *_: color_backbone()
+    solojax.features.frozen_backbone.load_backbone = lambda *_: color_backbone()
     sys.exit(main(["free-mask", *sys.argv[1:]]))

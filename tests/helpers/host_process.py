@@ -21,10 +21,10 @@ from helpers.tiny_run import use_nano_network
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from solojax.build import build_task
+from solojax.builders.segmentation import build_task
 from solojax.data.loader import stack_examples
 from solojax.data.transforms import empty_example
-from solojax.evaluation import Evaluation, write_json
+from solojax.inference.evaluation import Evaluation, write_json
 from solojax.structures import PyTree
 from solojax.tasks import Task
 from solojax.train.checkpoints import Checkpointer

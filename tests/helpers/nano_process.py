@@ -15,7 +15,7 @@ import sys
 import pytest
 from helpers.tiny_run import use_nano_network
 
-import solojax.segmentation_run
+import solojax.runs.segmentation
 from solojax.cli.main import main
 from solojax.errors import InputError
 
@@ -30,7 +30,7 @@ def claim_version(patch: pytest.MonkeyPatch, claimed: str) -> None:
 
 def break_batch(patch: pytest.MonkeyPatch, step: int) -> None:
     """The batch of a step raises what a bad image raises."""
-    build = solojax.segmentation_run.build_train_batches
+    build = solojax.runs.segmentation.build_train_batches
 
     def broken_build(*args, **kwargs):
         make_batches = build(*args, **kwargs)
@@ -43,19 +43,19 @@ def break_batch(patch: pytest.MonkeyPatch, step: int) -> None:
 
         return batches
 
-    patch.setattr(solojax.segmentation_run, "build_train_batches", broken_build)
+    patch.setattr(solojax.runs.segmentation, "build_train_batches", broken_build)
 
 
 def move_data(patch: pytest.MonkeyPatch, root: str) -> None:
     """The training set of another folder, as on a host whose disk holds another."""
-    load = solojax.segmentation_run.load_train_set
+    load = solojax.runs.segmentation.load_train_set
 
     def load_moved(config):
         config = config.copy_and_resolve_references()
         config.data.root = root
         return load(config)
 
-    patch.setattr(solojax.segmentation_run, "load_train_set", load_moved)
+    patch.setattr(solojax.runs.segmentation, "load_train_set", load_moved)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from solojax.config import base_config
-from solojax.frozen_backbone import FrozenBackbone
+from solojax.features.frozen_backbone import FrozenBackbone
 from solojax.postprocess.free_masks import FreeMaskSettings
 
 SIZES = {"a/one.png": (96, 128), "b/one.png": (128, 96), "b/two.png": (90, 110)} | {

@@ -15,7 +15,9 @@ from solojax.cli.main import main
 
 def use_small_untrained_backbone(patch: pytest.MonkeyPatch) -> None:
     """Puts `SmallBackbone` in the place of the ResNet of `--checkpoint random`."""
-    patch.setattr("solojax.frozen_backbone.build_backbone", lambda *arguments: SmallBackbone())
+    patch.setattr(
+        "solojax.features.frozen_backbone.build_backbone", lambda *arguments: SmallBackbone()
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from helpers.tiny_run import edit_json, write_data
 
-from solojax.preparation import prepare_instances
+from solojax.conversion.preparation import prepare_instances
 
 # Thirds have no end in binary: a box or polygon cut to 32 bits would show.
 THIRD = 1 / 3

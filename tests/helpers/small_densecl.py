@@ -65,7 +65,7 @@ def small_task(*, group=None, grid=(2, 3), dense=True, dtype=jnp.float32, **opti
 def use_small_backbone(monkeypatch) -> None:
     """Puts the two convolutions in the place of every ResNet of contrastive configs."""
     monkeypatch.setattr(
-        "solojax.build_contrast.build_backbone",
+        "solojax.builders.contrast.build_backbone",
         lambda backbone, remat, dtype, group: SmallBackbone(group, dtype),
     )
 
@@ -77,7 +77,7 @@ def use_plain_colors(monkeypatch) -> None:
     def normalize(views, seeds, *, pixel_mean, pixel_std, dtype, **settings):
         return normalize_pixels(views, pixel_mean, pixel_std, dtype)
 
-    monkeypatch.setattr("solojax.build_contrast.augment_views", normalize)
+    monkeypatch.setattr("solojax.builders.contrast.augment_views", normalize)
 
 
 def random_views(seed=0, rows=ROWS) -> ViewBatch:

@@ -20,7 +20,7 @@ from helpers.outputs import dynamic_outputs
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
 
-from solojax.build_network import build_model
+from solojax.builders.network import build_model
 from solojax.cli.main import main
 from solojax.structures import Array, SegmenterOutputs
 
@@ -75,7 +75,7 @@ def use_nano_network(monkeypatch) -> None:
             num_classes, config.model.grid.num_grids, config.model.mask_features.out_channels
         )
 
-    monkeypatch.setattr("solojax.build.build_model", build)
+    monkeypatch.setattr("solojax.builders.segmentation.build_model", build)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,8 @@ def finished_run(tmp_path_factory) -> TinyRun:
 def _train_once(folder: Path) -> TinyRun:
     data = write_data(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("solojax.build.build_model", build_model)  # whatever a test has put there
+        # Whatever a test has put there.
+        patch.setattr("solojax.builders.segmentation.build_model", build_model)
         return TinyRun(data, folder / "run", train(folder / "run", data))
 
 

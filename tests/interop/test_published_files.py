@@ -13,9 +13,9 @@ from helpers.golden import load_arrays, load_json, seeded_state
 from helpers.tiny_run import call
 from pycocotools import mask as coco_mask
 
-from solojax.foreign_models import load_foreign
+from solojax.conversion.verification import in_float64, network_stages
+from solojax.inference.foreign_models import load_foreign
 from solojax.interop.torch_zip_writer import write_torch_zip
-from solojax.verification import in_float64, network_stages
 
 
 def whole_file(path, name):

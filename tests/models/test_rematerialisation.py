@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny import quick_jit, random_variables
 from helpers.tiny_config import get_config
 
-from solojax.build_network import build_model
+from solojax.builders.network import build_model
 from solojax.errors import InputError
 from solojax.models.layers import ConvNormRelu
 from solojax.models.mask_feature_head import MaskFeatureHead

@@ -13,7 +13,7 @@ from helpers.scripts import load_script, run_script
 from helpers.tiny_config import TOTAL_STEPS
 from helpers.tiny_run import NANO_CONFIG, NanoNetwork, train, write_data
 
-from solojax.evaluation import Evaluation
+from solojax.inference.evaluation import Evaluation
 from solojax.models.layers import backbone_norm
 from solojax.train import checkpoint_format
 from solojax.train.checkpoints import Checkpointer
@@ -55,7 +55,7 @@ def network(monkeypatch):
             )
         )
 
-    monkeypatch.setattr("solojax.build.build_model", build)
+    monkeypatch.setattr("solojax.builders.segmentation.build_model", build)
 
 
 class Preempted(BaseException):

@@ -1,0 +1,1 @@
+"""From a config to what it describes: networks, tasks, data and optimizers get their arguments."""

@@ -1,0 +1,1 @@
+"""Into other forms and compared: checkpoints, exported programs, data sets as records."""

@@ -1,0 +1,1 @@
+"""What networks and steps cost, without data: times, operations, parameters, memory."""

@@ -1,0 +1,247 @@
+"""The whole of FreeSOLO: a folder of images in, a segmenter and what it finds out (thesis 6.2).
+
+Each stage leaves its result in the work directory and is skipped where that is there already:
+
+    images.json        the images, as far as their headers tell (those cut off are found out later)
+    backbone/          DenseCL on them, unless a backbone is given
+    masks.json         Free Mask
+    round0/            the first training, on masks.json
+    labels1.json       what round 0 finds
+    round1/            the second training, from the same start, on labels1.json; and so on
+    predictions.json   what the last round finds, and overlays/ to look at
+
+Label files carry a fingerprint of the checkpoint, the settings and the images that they were made
+of, and checkpoints one of their labels: what does not belong together is refused, not mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from solojax.builders.segmentation import build_task
+from solojax.data import label_file
+from solojax.data.coco import CocoDataset
+from solojax.data.image_io import read_image
+from solojax.errors import BrokenImage, InputError
+from solojax.features.frozen_backbone import load_backbone
+from solojax.free_solo.free_masks import find_masks, load_photos
+from solojax.free_solo.part_files import PartFiles
+from solojax.free_solo.pseudo_labels import (
+    LabelRule,
+    LabelSummary,
+    labels_info,
+    summarize,
+    write_labels,
+)
+from solojax.free_solo.stages import Stages, free_mask_run, pretraining_config, round_config
+from solojax.inference.prediction import file_names, picture_names, write_png
+from solojax.inference.segmenter import load, variable_shapes
+from solojax.runs.pretrained import start_from_backbone
+from solojax.runs.training import run_training
+from solojax.train.sharding import gather_json
+from solojax.visualize.overlays import overlay_results
+
+_logger = logging.getLogger(__name__)
+
+NUM_CLASSES = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeSoloSummary:
+    """What came of a chain.
+
+    Attributes:
+      labels: of every round, Free Mask's first.
+      predictions: of the last round.
+      unread: names of the files that are no images, or are cut off.
+    """
+
+    labels: tuple[LabelSummary, ...]
+    predictions: LabelSummary
+    unread: tuple[str, ...]
+
+
+def run_free_solo(
+    config: ConfigDict,
+    images: Path,
+    workdir: Path,
+    *,
+    annotations: Path | None = None,
+    backbone: str | None = None,
+    pretraining: ConfigDict | None = None,
+) -> FreeSoloSummary:
+    """Runs all stages that are not done yet.
+
+    Args:
+      config: of task free_solo; its data become the images and their labels.
+      images: a folder, at any depth without labels.
+      workdir: takes everything.
+      annotations: a COCO json that says which images, and their ids; None for all in the folder.
+      backbone: a checkpoint of any kind; None pre-trains one on the images.
+      pretraining: the config for that.
+
+    Raises:
+      InputError: there is no image, or none that can be read; nothing was found to learn from; or
+        the work directory holds what other images, settings or checkpoints have left.
+      Preempted: SIGTERM asked a training to end; its state is saved.
+    """
+    images, stages = images.absolute(), Stages(workdir.absolute(), config.self_training.rounds)
+    dataset, unread = load_photos(images, annotations, config.data.threads)
+    for name in unread:
+        _logger.warning("image left out, since it cannot be read: %s", images / name)
+    if backbone is None:
+        _list_images(dataset, stages.images)
+        backbone = str(stages.backbone)
+        _say("backbone: pre-training on %s, without labels", images)
+        run_training(pretraining_config(pretraining, images, stages), stages.backbone)
+    _check_backbone(config, backbone)
+
+    summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
+    summaries = [summary]
+    for number in range(stages.rounds + 1):
+        if number:
+            summaries.append(_label(config, dataset, stages, number))
+        _say("round %d: training on %s", number, stages.labels(number))
+        own = round_config(config, images, stages, number, backbone)
+        run_training(own, stages.training(number))
+    predictions = _predict(config, dataset, stages)
+    return FreeSoloSummary(tuple(summaries), predictions, (*unread, *cut_off))
+
+
+def _list_images(dataset: CocoDataset, path: Path) -> None:
+    """Writes the images as a json without objects, in which pre-training finds them."""
+    if jax.process_index() == 0:
+        images = label_file.image_entries(dataset.images)
+        info = label_file.LabelInfo(dataset.fingerprint, {}, "", "images without labels")
+        label_file.write(path, images=images, annotations=[], info=info)
+    gather_json(None)  # nobody reads it before it is there
+
+
+def _check_backbone(config: ConfigDict, backbone: str) -> None:
+    """Says before the long work, not after, that a backbone does not fit the segmenter."""
+    if config.model.checkpoint:
+        return
+    config = config.copy_and_resolve_references()
+    config.model.backbone.checkpoint = str(backbone)
+    shapes = variable_shapes(build_task(config, NUM_CLASSES))
+    start_from_backbone(shapes["params"], shapes.get("batch_stats", {}), config)
+
+
+def _find_masks(
+    config: ConfigDict,
+    backbone: str,
+    dataset: CocoDataset,
+    stages: Stages,
+    unread: Sequence[str],
+) -> tuple[LabelSummary, CocoDataset, tuple[str, ...]]:
+    """What was found, the images that could be read to their end, and the names of the others."""
+    _say("masks: %s", stages.labels(0))
+    find_masks(load_backbone(backbone), dataset, stages.labels(0), free_mask_run(config), unread)
+    found = label_file.load_labels(stages.labels(0), dataset.image_root)
+    summary = summarize(found)
+    _report(stages.labels(0), summary)
+    if not summary.objects:
+        raise InputError(
+            f"{stages.labels(0)}: Free Mask found nothing in {summary.images} images; pre-train "
+            "the backbone for longer, or let weaker masks pass: remove the file and give "
+            "--config.free_mask.min_maskness=0.5"
+        )
+    known = {image.id for image in found.images}
+    whole = tuple(image for image in dataset.images if image.id in known)
+    cut_off = tuple(image.file_name for image in dataset.images if image.id not in known)
+    return summary, dataclasses.replace(dataset, images=whole), cut_off
+
+
+def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int) -> LabelSummary:
+    """The pseudo-labels that round `number` learns from."""
+    rules = config.self_training
+    rule = LabelRule(rules.score_threshold, rules.max_labels, rules.max_width)
+    output, checkpoint = stages.labels(number), stages.training(number - 1)
+    _say("labels for round %d: what round %d finds", number, number - 1)
+    write_labels(load(checkpoint), dataset, output, rule, str(checkpoint))
+    summary = summarize(label_file.load_labels(output, dataset.image_root))
+    _report(output, summary)
+    if not summary.objects:
+        raise InputError(
+            f"{output}: round {number - 1} finds nothing with a score from "
+            f"{rule.score_threshold:g}; remove the file and train for longer, or give "
+            "--config.self_training.score_threshold or --config.self_training.rounds=0"
+        )
+    return summary
+
+
+def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelSummary:
+    """What the last round finds, all scores, and pictures of what is likely."""
+    checkpoint = stages.training(stages.rounds)
+    model = load(checkpoint)
+    _say("predictions: what round %d finds", stages.rounds)
+    rule = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
+    if jax.process_index() == 0:
+        _forget_others(stages, labels_info(model, dataset, rule, str(checkpoint)))
+    written = write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
+    if jax.process_index() == 0 and (written or not stages.overlays.is_dir()):
+        _draw(dataset, stages, config.self_training.score_threshold)
+    summary = summarize(label_file.load_labels(stages.predictions, dataset.image_root))
+    _report(stages.predictions, summary)
+    return summary
+
+
+def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
+    """Removes predictions of another model: nothing is built on them, so they need stop nobody.
+
+    The pictures go first: they would pass for those of the new predictions.
+    """
+    predictions = stages.predictions
+    PartFiles(predictions, wanted.fingerprint).remove_foreign()
+    found = label_file.read_info(predictions) if predictions.exists() else None
+    if found is not None and found.fingerprint == wanted.fingerprint:
+        return
+    if stages.overlays.exists():
+        shutil.rmtree(stages.overlays)
+    if predictions.exists():
+        _logger.info("%s is of another model or images: made again", predictions)
+        predictions.unlink()
+
+
+def _draw(dataset: CocoDataset, stages: Stages, score_threshold: float) -> None:
+    """Overlays of all images; the folder is there only when all are."""
+    found: dict[int, list[dict]] = {}
+    for each in json.loads(stages.predictions.read_text())["annotations"]:
+        found.setdefault(each["image_id"], []).append(each)
+    folder = stages.overlays.with_name(f"{stages.overlays.name}.tmp")
+    for old in (folder, stages.overlays):
+        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths = {image.id: Path(dataset.image_path(image)) for image in dataset.images}
+    names = picture_names(file_names(list(paths.values())))
+    for image_id, path in paths.items():
+        try:
+            image = read_image(path)
+        except BrokenImage as error:
+            _logger.warning("image left out: %s", error)
+            continue
+        shown = overlay_results(image, found.get(image_id, []), {1: "object"}, score_threshold)
+        write_png(folder / names[path], shown)
+    folder.rename(stages.overlays)
+
+
+def _report(path: Path, summary: LabelSummary) -> None:
+    _logger.info(
+        "%s: %d objects in %d images, %d images without any",
+        path,
+        summary.objects,
+        summary.images,
+        summary.without_objects,
+    )
+
+
+def _say(text: str, *values: object) -> None:
+    _logger.info(text, *values)

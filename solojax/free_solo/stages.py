@@ -1,0 +1,185 @@
+"""The stages of FreeSOLO: where each keeps its result, its config, and all of them as commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from solojax.config.validation import validate
+from solojax.free_solo.free_masks import FreeMaskRun
+from solojax.postprocess.free_mask_labels import FreeMaskFilters
+from solojax.postprocess.free_masks import FreeMaskSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Where a chain in a work directory keeps what.
+
+    Attributes:
+      workdir: of the whole chain.
+      rounds: of self-training, after the first training.
+    """
+
+    workdir: Path
+    rounds: int
+
+    @property
+    def images(self) -> Path:
+        """The images, as a COCO json."""
+        return self.workdir / "images.json"
+
+    @property
+    def backbone(self) -> Path:
+        """The work directory of pre-training."""
+        return self.workdir / "backbone"
+
+    def labels(self, number: int) -> Path:
+        """What round `number` learns from."""
+        return self.workdir / ("masks.json" if number == 0 else f"labels{number}.json")
+
+    def training(self, number: int) -> Path:
+        """The work directory of round `number`."""
+        return self.workdir / f"round{number}"
+
+    @property
+    def predictions(self) -> Path:
+        """What the last round finds."""
+        return self.workdir / "predictions.json"
+
+    @property
+    def overlays(self) -> Path:
+        """A folder of pictures."""
+        return self.workdir / "overlays"
+
+
+def pretraining_config(config: ConfigDict, images: Path, stages: Stages) -> ConfigDict:
+    """The config of pre-training, on the images."""
+    config = config.copy_and_resolve_references()
+    config.data.format = "coco"
+    config.data.root, config.data.train_images = str(images), ""
+    config.data.train_annotations = str(stages.images)
+    validate(config)
+    return config
+
+
+def round_config(
+    config: ConfigDict, images: Path, stages: Stages, number: int, backbone: str
+) -> ConfigDict:
+    """The config of a round's training: always from the same start, on labels of its own."""
+    config = config.copy_and_resolve_references()
+    config.data.root = str(images)
+    config.data.train_images = ""
+    config.data.train_annotations = str(stages.labels(number))
+    if not config.model.checkpoint:
+        config.model.backbone.checkpoint = str(backbone)
+    validate(config)
+    return config
+
+
+def free_mask_run(config: ConfigDict) -> FreeMaskRun:
+    """How `config.free_mask` says that masks are found."""
+    search = config.free_mask
+    return FreeMaskRun(
+        settings=FreeMaskSettings(
+            scales=search.scales,
+            mask_threshold=search.mask_threshold,
+            max_masks=search.max_masks,
+            embedding_size=config.model.embedding,
+        ),
+        filters=FreeMaskFilters(search.min_maskness, search.min_center, search.max_width),
+        short_side=search.short_side,
+        long_side=search.long_side,
+        canvas=search.canvas,
+        semantics=search.semantics,
+        threads=config.data.threads,
+    )
+
+
+def recipe(
+    config: ConfigDict,
+    images: Path,
+    stages: Stages,
+    *,
+    annotations: Path | None = None,
+    spec: str,
+    overrides: Sequence[str] = (),
+    backbone: str | None,
+    pretraining: str,
+) -> str:
+    """The stages as commands of their own, for a person.
+
+    Args:
+      config: of the chain.
+      images: the folder.
+      stages: in the work directory.
+      annotations: that list the images, if any.
+      spec: the config as it was given.
+      overrides: `--config.KEY=VALUE` likewise.
+      backbone: that was given, or None.
+      pretraining: the config of pre-training, as it was given.
+    """
+    # Names of label files that are relative would be looked for among the images.
+    stages = Stages(stages.workdir.absolute(), stages.rounds)
+    images = images.absolute()
+    data = [f"--config.data.root={images}", "--config.data.train_images="]
+
+    def learn(spec: str, folder: Path, labels: Path, *more: str) -> str:
+        flags = ["--config", spec, "--workdir", folder, *more, *data]
+        return _command("train", *flags, f"--config.data.train_annotations={labels}")
+
+    lines = []
+    if backbone is None:
+        form = "--config.data.format=coco"
+        lines.append(learn(pretraining, stages.backbone, stages.images, form))
+    start = backbone or stages.backbone
+    search = ["--checkpoint", start, "--images", images, "--output", stages.labels(0)]
+    search += _free_mask_flags(config)
+    if annotations is not None:
+        search += ["--annotations", annotations]
+    lines.append(_command("free-mask", *search))
+    more = list(overrides)
+    if not config.model.checkpoint:
+        more.append(f"--config.model.backbone.checkpoint={start}")
+    for number in range(stages.rounds + 1):
+        if number:
+            lines.append(
+                f"what {stages.training(number - 1)} finds, filtered: {stages.labels(number)}"
+            )
+        lines.append(learn(spec, stages.training(number), stages.labels(number), *more))
+    lines.append(f"what {stages.training(stages.rounds)} finds: {stages.predictions}")
+    return "\n".join(f"  {number}. {line}" for number, line in enumerate(lines, start=1))
+
+
+def _command(verb: str, *words: object) -> str:
+    return shlex.join(["solojax", verb, *map(str, words)])
+
+
+def _free_mask_flags(config: ConfigDict) -> list[str]:
+    """What `solojax free-mask` needs to be told of a config."""
+    usual, own = FreeMaskRun(), free_mask_run(config)
+    names = {
+        "settings": ("scales", "mask_threshold", "max_masks"),
+        "filters": ("min_maskness", "min_center", "max_width"),
+    }
+    pairs = [(usual, own, name) for name in ("short_side", "long_side", "canvas", "semantics")]
+    pairs += [
+        (getattr(usual, part), getattr(own, part), name)
+        for part, members in names.items()
+        for name in members
+    ]
+    return [
+        word
+        for theirs, mine, name in pairs
+        if getattr(theirs, name) != getattr(mine, name)
+        for word in (f"--{name}", _as_flag(getattr(mine, name)))
+    ]
+
+
+def _as_flag(value: object) -> str:
+    if value is None:
+        return "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

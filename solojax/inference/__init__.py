@@ -1,0 +1,1 @@
+"""Trained segmenters at work: loading one, predicting, scoring."""

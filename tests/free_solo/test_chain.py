@@ -1,0 +1,271 @@
+"""FreeSOLO as a chain: rules, the rounds' configs, recipe, bad input; once from end to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers.photos import color_backbone
+from helpers.photos import write_photos as write_blocks
+
+from solojax.builders.segmentation import build_task
+from solojax.cli.main import main
+from solojax.config import load_config
+from solojax.data import label_file
+from solojax.free_solo import chain
+from solojax.free_solo.pseudo_labels import LabelRule
+from solojax.free_solo.stages import Stages, free_mask_run, recipe, round_config
+from solojax.tasks.free_solo import FreeSOLO
+
+TINY = "configs/freesolo.py:tiny"
+
+
+def result(score, left=0.0, width=10.0):
+    return {"score": score, "bbox": [left, 0.0, width, 5.0]}
+
+
+def test_labels_are_the_best_few_above_the_score_and_not_too_wide():
+    rule = LabelRule(score_threshold=0.3, max_labels=2, max_width=0.95)
+    found = [result(0.2), result(0.9, width=95), result(0.3), result(0.5, left=60, width=94)]
+    assert [r["score"] for r in rule.choose(found, 100)] == [0.5]
+    # The width decides, wherever the box is: the published code takes off the left edge.
+    assert rule.choose([result(0.9, left=50, width=94.9)], 100)
+    assert not rule.choose([result(0.9, left=5, width=95)], 100)
+    everything = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
+    assert len(everything.choose([*found, result(0.1, width=0)], 100)) == 4  # empty masks are none
+
+
+def test_every_round_starts_alike_on_labels_of_its_own(tmp_path):
+    config = load_config(TINY)
+    stages = Stages(tmp_path / "w", rounds=2)
+    one, other = (round_config(config, tmp_path, stages, k, "runs/b") for k in (0, 2))
+    assert one.data.train_annotations == str(tmp_path / "w" / "masks.json")
+    assert other.data.train_annotations == str(tmp_path / "w" / "labels2.json")
+    other.data.train_annotations = one.data.train_annotations
+    assert one == other and one.model.backbone.checkpoint == "runs/b"
+    assert config.model.backbone.checkpoint == ""
+
+
+def recipe_of(overrides=(), backbone=None, images="photos"):
+    config = load_config(TINY, overrides)
+    pretraining = "configs/densecl.py:tiny"
+    text = recipe(config, Path(images), Stages(Path("w"), 1), spec=TINY, overrides=overrides,
+                  backbone=backbone, pretraining=pretraining)  # fmt: skip
+    return [shlex.split(line)[1:] for line in text.splitlines()]
+
+
+def test_the_recipe_names_every_stage_with_its_settings():
+    overrides = ["--config.free_mask.min_center=0.3", "--config.seed=3"]
+    backbone, search, first, labels, second, last = recipe_of(overrides, images="my photos")
+    workdir, images = Path("w").absolute(), str(Path("my photos").absolute())
+    assert backbone[:4] == ["solojax", "train", "--config", "configs/densecl.py:tiny"]
+    assert f"--config.data.train_annotations={workdir}/images.json" in backbone
+    assert search[:4] == ["solojax", "free-mask", "--checkpoint", f"{workdir}/backbone"]
+    assert search[4:8] == ["--images", images, "--output", f"{workdir}/masks.json"]
+    config = load_config(TINY, overrides)
+    given = dict(zip(search[8::2], search[9::2], strict=True))
+    assert given["--short_side"] == str(config.free_mask.short_side)
+    assert given["--min_center"] == "0.3"
+    for words, name in ((first, "masks.json"), (second, "labels1.json")):
+        assert {*overrides, f"--config.data.root={images}"} <= set(words)
+        # Relative to data.root unless it is absolute.
+        assert f"--config.data.train_annotations={workdir}/{name}" in words
+        assert f"--config.model.backbone.checkpoint={workdir}/backbone" in words
+    assert labels[1] == f"{workdir}/round0" and last[-1] == f"{workdir}/predictions.json"
+
+
+def test_the_recipe_of_a_segmenter_that_trains_on_names_no_backbone():
+    _, first, *_ = recipe_of(["--config.model.checkpoint=runs/s"], backbone="b.pth")
+    assert "--config.model.checkpoint=runs/s" in first
+    assert not any("backbone.checkpoint" in word for word in first)
+
+
+def test_the_task_gets_what_the_config_says():
+    """Every weight of the losses, and the doubled batch's two rows an image."""
+    values = {
+        "max_projection_weight": 0.5, "mean_projection_weight": 0.25, "pairwise_weight": 0.75,
+        "pairwise_warmup_steps": 7, "pairwise_dilation": 3, "color_threshold": 0.4,
+        "ignored_bottom_rows": 4, "projection_epsilon": 1e-4, "semantic_weight": 2.0,
+        "mask_weight": 1.5,
+    }  # fmt: skip
+    overrides = [f"--config.loss.{name}={value}" for name, value in values.items()]
+    overrides += ["--config.loss.group_images=2", "--config.strong.hue=0.2"]
+    task = build_task(load_config(TINY, overrides), 1)
+    assert isinstance(task, FreeSOLO)
+    assert {name: getattr(task, name) for name in values} == values
+    assert task.loss_group_images == 4 and task.augment.keywords["hue"] == 0.2
+    assert task.model.head.embedding_width == 128
+    plain = build_task(load_config(f"{TINY},no_semantic", ["--config.strong.enabled=false"]), 1)
+    assert plain.augment is None and plain.model.head.embedding_width is None
+
+
+def test_free_mask_settings_come_from_the_config():
+    overrides = ["--config.free_mask.scales=0.5,", "--config.free_mask.max_masks=3",
+                 "--config.free_mask.max_width=none", "--config.model.embedding=16"]  # fmt: skip
+    how = free_mask_run(load_config("configs/freesolo.py", overrides))
+    assert (how.settings.scales, how.settings.max_masks, how.settings.embedding_size) == (
+        (0.5,), 3, 16,
+    )  # fmt: skip
+    assert (how.filters.max_width, how.filters.min_maskness, how.short_side) == (None, 0.7, 800)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such folder"),
+        (lambda folder: folder.mkdir(), "no image there"),
+        (lambda folder: (folder.mkdir(), (folder / "a.png").write_bytes(b"x")), "none of the 1"),
+    ],
+)
+def test_folders_without_images_are_refused_in_a_line(tmp_path, capsys, make, message):
+    make(tmp_path / "photos")
+    arguments = ["--images", str(tmp_path / "photos"), "--workdir", str(tmp_path / "w")]
+    assert main(["free-solo", *arguments]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("solojax free-solo: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/solov2.py"], "is for instance_segmentation"),
+        (["--pretraining", "configs/solov2.py"], "is for instance_segmentation"),
+        (["--backbone", "b", "--pretraining", "configs/densecl.py"], "has no part"),
+    ],
+)
+def test_configs_of_other_tasks_are_refused(tmp_path, capsys, arguments, message):
+    base = ["--images", str(tmp_path), "--workdir", str(tmp_path / "w")]
+    assert main(["free-solo", *base, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+PRETRAINING = """
+from solojax.config import load_config
+
+def get_config():
+    config = load_config("configs/densecl.py:tiny")
+    config.model.backbone.width = 16
+    config.model.backbone.norm_group_images = 4
+    config.model.hidden_channels = 32
+    config.contrast.queue_length = 16
+    config.train.batch_size = 4
+    config.train.total_steps = 2
+    return config
+"""
+OVERRIDES = [
+    "model.backbone.width=16", "model.neck.channels=32", "model.head.channels=32",
+    "model.head.num_convs=1", "model.mask_features.out_channels=32", "model.max_positives=32",
+    "data.short_sides=96", "data.long_side=128", "data.max_instances=8",
+    "train.batch_size=4", "train.total_steps=3", "train.log_every=1", "train.checkpoint_every=3",
+    "evaluation.short_side=96", "evaluation.long_side=128", "evaluation.max_candidates=64",
+    "evaluation.nms_pre=32", "evaluation.max_detections=16",
+    # After three steps nothing is likely.
+    "evaluation.score_threshold=0.001", "evaluation.update_threshold=0.00001",
+    "self_training.score_threshold=0.00001", "self_training.max_width=1.0",
+    "free_mask.min_maskness=0.3", "free_mask.max_width=1.0", "free_mask.short_side=128",
+    "free_mask.long_side=192", "strong.blur_sigma=0.1,0.5",
+]  # fmt: skip
+
+
+def write_photos(folder):
+    """Eight images of discs, two of one name, and three files that are none."""
+    rng = np.random.default_rng(0)
+    (folder / "more").mkdir(parents=True)
+    for number in range(8):
+        image = rng.normal(128, 8, (96, 128, 3)).clip(0, 255).astype(np.uint8)
+        for _ in range(2):
+            centre = (int(rng.integers(20, 108)), int(rng.integers(30, 76)))
+            color = rng.integers(0, 255, 3).tolist()
+            cv2.circle(image, centre, int(rng.integers(10, 22)), color, -1)
+        place = folder / "more" if number >= 4 else folder
+        cv2.imwrite(str(place / f"p{number % 7}.png"), image)
+    whole = (folder / "p0.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
+    (folder / "empty.png").write_bytes(b"")
+
+
+def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monkeypatch):
+    """Their headers are whole, so that Free Mask is the first to find out."""
+    folder = write_blocks(tmp_path / "photos")
+    whole = (folder / "c" / "0.png").read_bytes()
+    (folder / "c" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(chain, "load_backbone", lambda _: color_backbone())
+    overrides = [
+        "free_mask.min_maskness=0.5",
+        "free_mask.short_side=192",
+        "free_mask.long_side=400",
+    ]
+    config = load_config(TINY, [f"--config.{override}" for override in overrides])
+    dataset, unread = chain.load_photos(folder)
+    assert len(dataset.images) == 8 and unread == ()
+    for _ in range(2):  # the second time from the file
+        stages = Stages(tmp_path / "w", 1)
+        summary, readable, cut_off = chain._find_masks(config, "b", dataset, stages, unread)
+        assert cut_off == ("c/cut.png",) and summary.images == len(readable.images) == 7
+        assert summary.objects > 7
+
+
+def test_pictures_do_not_outlive_their_predictions(tmp_path):
+    """Else those of an older model stayed where a run is stopped before it has drawn new ones."""
+    stages = Stages(tmp_path, 1)
+
+    def leave(fingerprint):
+        """What a whole run leaves, by a model of this fingerprint."""
+        info = label_file.LabelInfo(fingerprint, {}, "runs/a")
+        label_file.write(stages.predictions, images=[], annotations=[], info=info)
+        stages.overlays.mkdir(exist_ok=True)
+        (stages.overlays / "a.png").write_bytes(b"")
+        return info
+
+    wanted = leave("new")
+    chain._forget_others(stages, wanted)
+    assert stages.predictions.exists() and (stages.overlays / "a.png").exists()
+    leave("old")
+    chain._forget_others(stages, wanted)
+    assert not stages.predictions.exists() and not stages.overlays.exists()
+    leave("new")
+    stages.predictions.unlink()  # by a person
+    chain._forget_others(stages, wanted)
+    assert not stages.overlays.exists()
+    chain._forget_others(stages, wanted)  # there is nothing yet
+
+
+@pytest.mark.slow
+def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
+    """Everything is there, a second call does nothing again, foreign labels are refused."""
+    photos, workdir = tmp_path / "photos", tmp_path / "w"
+    write_photos(photos)
+    (tmp_path / "pretraining.py").write_text(PRETRAINING)
+    arguments = ["free-solo", "--images", str(photos), "--workdir", str(workdir)]
+    arguments += ["--pretraining", str(tmp_path / "pretraining.py")]
+    arguments += [f"--config.{override}" for override in OVERRIDES]
+    caplog.set_level(logging.INFO, logger="solojax")
+    assert main(arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "3 files could not be read: broken.jpg, empty.png, cut.png" in shown
+    predictions = json.loads((workdir / "predictions.json").read_text())
+    names = [image["file_name"] for image in predictions["images"]]
+    assert len(names) == 8 and {"p0.png", "more/p0.png"} <= set(names)
+    assert len(list((workdir / "overlays").iterdir())) == 8
+    for name in ("masks.json", "labels1.json", "predictions.json"):
+        first = json.loads((workdir / name).read_text())["annotations"][0]
+        assert len(first["emb"]) == 128
+
+    written = ("masks.json", "labels1.json", "predictions.json")
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in [*(workdir / name for name in written), *workdir.rglob("*.png")]
+    }
+    caplog.clear()
+    assert main(arguments) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert sum("the run is complete" in message for message in caplog.messages) == 3
+
+    assert main([*arguments, "--config.free_mask.min_maskness=0.35"]) == 2
+    assert "stale or foreign labels" in capsys.readouterr().err
