@@ -159,7 +159,7 @@ def test_without_a_dense_head_it_is_moco():
         moco_gradient,
         without_dense(gradient),
     )
-    assert set(metrics) - set(moco_metrics) == {"loss/dense", "accuracy/dense"}
+    assert set(metrics) - set(moco_metrics) == {"loss/dense", "accuracy/dense", "std/dense"}
     assert set(updates["extra"]["queues"]) == {"global"}
     assert set(plain.init(jax.random.key(0), BATCH)["extra"]["queues"]) == {"global"}
 
