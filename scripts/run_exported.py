@@ -8,7 +8,9 @@ canvases every image takes the smallest that holds it; each is compiled when it 
 
 Results are COCO's: category_id, score, bbox (x, y, width, height) and segmentation (RLE at the
 image's size), with the file's name or, where --annotations names a COCO json, the image_id of the
-entry whose file_name the file's path ends in.
+entry whose file_name the file's path ends in. Where the network predicts embeddings, emb has them.
+
+OpenCV fills the missing part of a truncated JPEG with grey; `solojax predict` refuses such files.
 """
 
 from __future__ import annotations
@@ -75,6 +77,9 @@ def detect(image: np.ndarray, program, settings: dict) -> list[dict]:
                 "segmentation": {"size": list(binary.shape), "counts": rle["counts"].decode()},
             }
         )
+        if "embeddings" in found:  # nine digits are all that a float32 has
+            numbers = found["embeddings"][index].tolist()
+            results[-1]["emb"] = [float(f"{number:.9g}") for number in numbers]
     return results
 
 

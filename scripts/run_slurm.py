@@ -6,11 +6,19 @@
 Needs this repository with its dependencies, and the work directory, on storage that all nodes see.
 The processes find each other through Slurm's variables.
 
-Two minutes before the time limit, or when the job is pre-empted, Slurm sends SIGTERM: every process
-saves and ends with exit code 143, and the job queues again to go on from there; so it does when a
-node fails. After the loss of a process, which the others notice within --heartbeat_timeout of
-`solojax train`, and any other failure, all start again in the same job, --max-failures times; not
-where the first start finds bad input (exit code 2).
+Two minutes before the time limit (--sbatch=--signal=TERM@600 makes it ten), and at the beginning of
+the grace time of a job that is pre-empted, Slurm sends SIGTERM: every process saves and ends with
+exit code 143, and the job queues again to go on from there. When a node fails, or a pre-empted job
+is ended without grace, Slurm queues it again itself where the cluster allows that. After the loss
+of a process, which the others notice within --heartbeat_timeout of `solojax train`, and any other
+failure, all start again in the same job, --max-failures times; not where the first start finds bad
+input (exit code 2).
+
+`scancel JOBID` stops the run for good: its processes get SIGTERM too, and KillWait seconds (30
+unless the cluster says otherwise) to save, after which the checkpoint before is the newest.
+
+sbatch hands on your environment; on GPUs a run goes on to the same bits only if that has
+XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
 from __future__ import annotations
@@ -46,8 +54,15 @@ while true; do
   if [ "$code" -eq 0 ] || {{ [ "$code" -eq {bad_input} ] && [ "$starts" -eq 0 ]; }}; then
     exit "$code"
   fi
+  # A warning leaves the job running; one that Slurm or scancel is ending must not queue again.
+  state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T || true)
+  case "$state" in
+    COMPLETING|CANCELLED|TIMEOUT|PREEMPTED|NODE_FAIL|DEADLINE|REQUEUED|PENDING)
+      echo "run_slurm: exit code $code; the job is being ended ($state)"
+      exit "$code" ;;
+  esac
   if [ "$code" -eq {preempted} ]; then
-    echo "run_slurm: pre-empted; the job queues again"
+    echo "run_slurm: told to end, all is saved; the job queues again"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi

@@ -149,8 +149,9 @@ def local_name(text: str) -> str:
     """
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text} is no path: mount the bucket (such as with Cloud Storage FUSE) and give the "
-            "mounted path, or use other storage that all hosts share"
+            f"{text} is no path: mount the bucket (such as with Cloud Storage FUSE; for --workdir "
+            "one with a hierarchical namespace) and give the mounted path, or use other storage "
+            "that all hosts share"
         )
     return text
 

@@ -60,7 +60,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR|FILE.json",
         required=True,
-        help="folder of the records, or gs://BUCKET/...; of a split, its json",
+        help="folder of the records, or gs://BUCKET/... (pip install 'solojax[gcs]'); of a split, "
+        "its json",
     )
     parser.add_argument("--split", metavar="NAME", help="train, val, ... (default: train)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from etils import epath
 
+from solojax.data import records_metadata
 from solojax.data.coco import CocoDataset, load_coco
 from solojax.data.file_sizes import file_sizes
 from solojax.data.image_folder import NO_CLASS, list_folder
@@ -22,6 +23,7 @@ from solojax.data.records_features import instance_example, labelled_example
 from solojax.data.records_manifest import (
     check_contents,
     read_manifest,
+    records_folder,
     sha256_of,
     split_names,
 )
@@ -64,6 +66,7 @@ def prepare_instances(
     Raises:
       InputError: the source is bad, a file is missing, or the folder holds something else.
     """
+    root = records_folder(output)
     dataset = load_coco(annotations, images)
     _refuse_what_records_lose(dataset)
     sizes = file_sizes([dataset.image_path(record) for record in dataset.images])
@@ -88,7 +91,7 @@ def prepare_instances(
             "annotations": _annotations_without(annotations, missing),
         },
     )
-    return _write(output, split, source, num_shards, overwrite)
+    return _write(root, split, source, num_shards, overwrite)
 
 
 def _refuse_what_records_lose(dataset: CocoDataset) -> None:
@@ -131,6 +134,7 @@ def prepare_labelled(
     Raises:
       InputError: there are no images, or images beside class folders, or a name without a file.
     """
+    root = records_folder(output)
     classes, files = _find_labelled(kind, images)
     sizes = file_sizes([os.path.join(images, name) for name, _ in files])
     if None in sizes:
@@ -158,7 +162,7 @@ def prepare_labelled(
         fingerprint="",
         make_files=lambda: {"index": _json(_columns(("file_name", "label"), files))},
     )
-    written = _write(output, split, source, num_shards, overwrite)
+    written = _write(root, split, source, num_shards, overwrite)
     if unreadable:
         _logger.warning(
             "%d images are broken, the first %s: stored as they are, with height and width 0",
@@ -169,12 +173,15 @@ def prepare_labelled(
 
 
 def verify(output: str, split: str | None, kind: str) -> dict[str, int]:
-    """Hashes every file of a split, or of all; returns the bytes of each split.
+    """Hashes every file of a split, or of all, and reads the metadata of the folder.
+
+    Returns:
+      The bytes of each split.
 
     Raises:
       InputError: names the first file that is missing, truncated or altered.
     """
-    root = epath.Path(output)
+    root = records_folder(output)
     found = [split] if split else split_names(root)
     if not found:
         raise InputError(f"{output}: no finished records there; give the folder of `--output`")
@@ -189,15 +196,16 @@ def verify(output: str, split: str | None, kind: str) -> dict[str, int]:
         entries = (*manifest.shards, *manifest.files)
         check_contents(root, entries)
         sizes[name] = sum(entry.num_bytes for entry in entries)
+    records_metadata.check(root)
     return sizes
 
 
 def _write(
-    output: str, split: str, source: Source, num_shards: int | None, overwrite: bool
+    root: epath.Path, split: str, source: Source, num_shards: int | None, overwrite: bool
 ) -> Written:
     with progress_bar(source.num_examples, description=f"prepare {split}", unit="image") as bar:
         return write_split(
-            epath.Path(output),
+            root,
             split,
             source,
             num_shards=num_shards,

@@ -22,6 +22,7 @@ from solojax.data.records_manifest import (
     check_sizes,
     manifest_path,
     read_manifest,
+    records_folder,
 )
 from solojax.errors import InputError
 
@@ -224,9 +225,10 @@ def open_split(root: str | Path, split: str) -> RecordsSplit:
     """Opens a split of any kind, after the cheap check: all files there, each as long as written.
 
     Raises:
-      InputError: names the file that is missing, truncated or of another format.
+      InputError: names the file that is missing, truncated or of another format; or the bucket
+        cannot be read without another package.
     """
-    folder = epath.Path(root)
+    folder = records_folder(root)
     manifest = read_manifest(folder, split)
     check_sizes(folder, (*manifest.shards, *manifest.files))
     return RecordsSplit(os.fspath(folder), split, manifest)

@@ -7,7 +7,8 @@ A folder of records holds one or several splits, each of
   SPLIT.annotations.json  the annotation file, as it was (COCO and LVIS)
   SPLIT.manifest.json     sizes and SHA-256 of all of these; there once all of them are whole
 
-and dataset_info.json and features.json, by which TFDS reads the folder.
+and dataset_info.json and features.json, by which TFDS reads the folder. They follow from the
+manifests of all splits (`records_metadata`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 
@@ -23,6 +25,7 @@ from etils import epath
 from solojax.errors import InputError
 
 FORMAT = 1
+ADVICE = "copy it again from where it was made, or give the `solojax prepare` command again"
 _CHUNK = 1 << 22
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -76,6 +79,28 @@ def check_split_name(split: str) -> None:
             f"split {split!r}: give letters, digits and underscores, beginning with a letter (and "
             "not 'all')"
         )
+
+
+def records_folder(root: str | os.PathLike) -> epath.Path:
+    """The folder of records at a path of the file system or a URL.
+
+    Raises:
+      InputError: what reads the URL is not installed.
+    """
+    folder = epath.Path(root)
+    try:
+        folder.exists()
+    except ImportError as error:
+        raise InputError(
+            f"{folder}: buckets need a package more ({error}); for gs:// run `pip install "
+            "'solojax[gcs]'`, or mount the bucket and give the mounted path"
+        ) from None
+    return folder
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether a path is in the file system, and not a URL."""
+    return "://" not in os.fspath(path)
 
 
 def manifest_path(root: epath.Path, split: str) -> epath.Path:
@@ -134,6 +159,11 @@ def read_manifest(root: epath.Path, split: str) -> Manifest:
     return manifest
 
 
+def read_manifests(root: epath.Path) -> dict[str, Manifest]:
+    """The manifests of all finished splits, by name; raises as `read_manifest`."""
+    return {split: read_manifest(root, split) for split in split_names(root)}
+
+
 def check_sizes(root: epath.Path, entries: Iterable[FileEntry]) -> None:
     """The cheap check: every file is there and as long as it was written.
 
@@ -145,11 +175,11 @@ def check_sizes(root: epath.Path, entries: Iterable[FileEntry]) -> None:
         try:
             found = path.stat().length
         except FileNotFoundError:
-            raise InputError(f"{path}: missing; {_ADVICE}") from None
+            raise InputError(f"{path}: missing; {ADVICE}") from None
         if found != entry.num_bytes:
             what = "truncated" if found < entry.num_bytes else "altered"
             raise InputError(
-                f"{path}: {what}, {found} bytes instead of {entry.num_bytes}; {_ADVICE}"
+                f"{path}: {what}, {found} bytes instead of {entry.num_bytes}; {ADVICE}"
             )
 
 
@@ -158,7 +188,7 @@ def check_contents(root: epath.Path, entries: Iterable[FileEntry]) -> None:
     for entry in entries:
         check_sizes(root, [entry])
         if sha256_of(root / entry.name) != entry.sha256:
-            raise InputError(f"{root / entry.name}: altered, its SHA-256 differs; {_ADVICE}")
+            raise InputError(f"{root / entry.name}: altered, its SHA-256 differs; {ADVICE}")
 
 
 def is_whole(root: epath.Path, entry: FileEntry) -> bool:
@@ -179,15 +209,23 @@ def sha256_of(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: epath.Path, contents: bytes) -> FileEntry:
-    """Writes a file that is, at every moment, absent, what it was before, or whole."""
-    temporary = path.with_name(f"{path.name}.incomplete")
-    temporary.write_bytes(contents)
+def write_whole(path: epath.Path, contents: bytes, writer: str = "") -> FileEntry:
+    """Writes a file that is, at every moment, absent, what it was before, or whole.
+
+    Args:
+      path: of the file.
+      contents: all of it.
+      writer: tells apart those that may write the same file at one time.
+    """
+    whose = f".{writer}" if writer else ""
+    temporary = path.with_name(f"{path.name}{whose}.incomplete")
+    with temporary.open("wb") as file:
+        file.write(contents)
+        if is_local(path):  # a machine that loses power must not keep the name alone
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
     return FileEntry(path.name, len(contents), hashlib.sha256(contents).hexdigest())
-
-
-_ADVICE = "copy it again from where it was made, or give the `solojax prepare` command again"
 
 
 def _no_such_split(root: epath.Path, split: str) -> str:

@@ -4,7 +4,7 @@ TFDS' own `download_and_prepare` cannot: it writes into a folder with a random n
 start does not find, and makes every split of a folder at once. So the loop over shards is here and
 all else is TFDS': the fields and their encoding (`FeaturesDict`), tf.train.Example, the number of
 shards and their names, its ArrayRecord writer, and the metadata by which
-`tfds.builder_from_directory` opens the result.
+`tfds.builder_from_directory` opens the result (`records_metadata`).
 
 A shard is written beside its place, hashed, moved there, and noted in SPLIT.progress.json. A second
 start keeps every noted shard whose SHA-256 still holds and writes the others. Examples are
@@ -22,21 +22,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
-from tensorflow_datasets.core import splits as splits_lib
+from tensorflow_datasets.core import example_serializer, file_adapters, naming
 from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
-from solojax.data import records_features
+from solojax.data import records_features, records_metadata
 from solojax.data.records_manifest import (
     FileEntry,
     Manifest,
     check_split_name,
+    is_local,
     is_whole,
     manifest_path,
     read_manifest,
+    read_manifests,
     sha256_of,
     split_names,
     write_manifest,
@@ -44,7 +44,6 @@ from solojax.data.records_manifest import (
 )
 from solojax.errors import InputError
 
-_FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 _CHUNK = 1 << 24
 _MOST_SHARDS = 100_000  # five digits in a name
 
@@ -118,10 +117,11 @@ def write_split(
     if kept and manifest_path(root, split).exists():
         manifest = read_manifest(root, split)
         if all(is_whole(root, entry) for entry in (*manifest.shards, *manifest.files)):
+            _finish(root, split)
             return Written(manifest, len(manifest.shards))
         manifest_path(root, split).unlink()
     _write_progress(root, split, identity, kept)
-    template = _template(root, split)
+    template = records_metadata.template_of(root, split)
     _remove_others(root, template, len(bounds))
     encode = _Encoder(source.kind)
     shards: list[FileEntry] = []
@@ -146,7 +146,10 @@ def write_split(
     manifest = Manifest(
         source.kind, identity, source.categories, source.fingerprint, tuple(shards), tuple(files)
     )
-    _finish(root, split, manifest)
+    # Before the manifest, by which a split is there to be read.
+    records_metadata.write(root, {**read_manifests(root), split: manifest}, split)
+    write_manifest(root, split, manifest)
+    _finish(root, split)
     return Written(manifest, num_kept)
 
 
@@ -189,7 +192,7 @@ def _shard_bounds(source: Source, num_shards: int | None) -> list[tuple[int, int
 
 def _write_shard(path: epath.Path, records: Iterator[tuple[int, bytes]], count: int) -> FileEntry:
     """Writes a shard whole: under another name, or here for a path that is elsewhere."""
-    if "://" not in os.fspath(path):
+    if is_local(path):
         temporary = epath.Path(f"{path}.incomplete")
         entry = _write_file(temporary, path.name, records, count)
         _to_disk(temporary)
@@ -207,8 +210,8 @@ def _write_file(
     path: epath.Path, name: str, records: Iterator[tuple[int, bytes]], count: int
 ) -> FileEntry:
     try:
-        writer_lib.ExampleWriter(file_format=_FORMAT).write(path, records)
-        found = file_adapters.ADAPTER_FOR_FORMAT[_FORMAT].num_examples(path)
+        writer_lib.ExampleWriter(file_format=records_metadata.FILE_FORMAT).write(path, records)
+        found = file_adapters.ADAPTER_FOR_FORMAT[records_metadata.FILE_FORMAT].num_examples(path)
     except RuntimeError as error:  # of the ArrayRecord library, whatever went wrong
         path.unlink(missing_ok=True)
         raise InputError(
@@ -293,49 +296,7 @@ def _remove_others(root: epath.Path, template: naming.ShardedFileTemplate, count
             path.unlink()
 
 
-def _finish(root: epath.Path, split: str, manifest: Manifest) -> None:
-    """TFDS' metadata for all splits of the folder, then the manifest."""
-    manifests = {name: read_manifest(root, name) for name in split_names(root) if name != split}
-    _write_metadata(root, manifest.kind, {**manifests, split: manifest})
-    write_manifest(root, split, manifest)
+def _finish(root: epath.Path, split: str) -> None:
+    """What is left to do when the manifest is there."""
+    records_metadata.mend(root, split)
     _progress_path(root, split).unlink(missing_ok=True)
-
-
-def _write_metadata(root: epath.Path, kind: str, manifests: dict[str, Manifest]) -> None:
-    info = dataset_info.DatasetInfo(
-        builder=dataset_info.DatasetIdentity(
-            name=records_features.NAME,
-            version=tfds.core.Version(records_features.VERSION),
-            data_dir=os.fspath(root),
-            module_name="",
-        ),
-        features=records_features.features_of(kind),
-        description=f"{kind} data, written by solojax prepare",
-    )
-    info.set_file_format(_FORMAT)
-    info.set_splits(
-        splits_lib.SplitDict(
-            [
-                splits_lib.SplitInfo(
-                    name=name,
-                    shard_lengths=[shard.num_examples for shard in manifest.shards],
-                    num_bytes=sum(shard.num_bytes for shard in manifest.shards),
-                    filename_template=_template(root, name),
-                )
-                for name, manifest in sorted(manifests.items())
-            ]
-        )
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        info.write_to_directory(folder)
-        for path in sorted(epath.Path(folder).iterdir()):
-            write_whole(root / path.name, path.read_bytes())
-
-
-def _template(root: epath.Path, split: str) -> naming.ShardedFileTemplate:
-    return naming.ShardedFileTemplate(
-        data_dir=root,
-        dataset_name=records_features.NAME,
-        split=split,
-        filetype_suffix=_FORMAT.file_suffix,
-    )

@@ -5,6 +5,9 @@ a temporary name before its files go. So a directory with a step's name is a who
 what a killed run leaves behind is recognised by its name. Files that were damaged later are found
 when they are read, and such a checkpoint is moved aside instead of ending the run.
 
+All of that rests on storage that renames a folder in one go: a file system, or a mounted bucket
+with a hierarchical namespace. `start_checks.check_workdir` finds storage that refuses.
+
 Orbax's CheckpointManager is not used: its list of steps keeps saves that failed, its choice of the
 best checkpoint fails on one damaged file, and its deletions can be cut short half-way.
 """

@@ -110,6 +110,8 @@ class MetricWriter:
         finite = {name: _finite_or_none(value) for name, value in numbers.items()}
         try:
             _write_line(self._file, {"step": int(step), **finite})
+            # For a machine that is taken away, and for mounted buckets, which get nothing before.
+            os.fsync(self._file.fileno())
             values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
             self._add_event(step=int(step), summary=Summary(value=values))
         except OSError as error:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import solojax
+from solojax.errors import InputError
 from solojax.train import distributed
 from solojax.train.shared_files import wait_for_files
 
@@ -58,12 +60,15 @@ def check_values(values: Mapping[str, Any], kind: str = "config") -> None:
 
 
 def check_workdir(workdir: Path) -> None:
-    """Finds out whether what process 0 writes is there for the others.
+    """Finds out whether checkpoints can be written, and whether all processes will see them.
 
     Raises:
+      InputError: the storage does not rename folders.
       Disagreement: on every process, if one has a folder of its own.
     """
     process = distributed.process_id()
+    if process in (None, 0):
+        _check_renames(workdir)
     if process is None:
         return
     path = workdir / ".started"
@@ -76,6 +81,27 @@ def check_workdir(workdir: Path) -> None:
     finally:
         if process == 0:
             path.unlink()
+
+
+def _check_renames(workdir: Path) -> None:
+    """Renames a folder that is not empty, as every save of a checkpoint does."""
+    old, new = workdir / ".rename-test", workdir / ".rename-test-renamed"
+    try:
+        for path in (old, new):  # of a start that was killed
+            shutil.rmtree(path, ignore_errors=True)
+        old.mkdir()
+        (old / "file").write_bytes(b"")
+        try:
+            old.rename(new)
+        except OSError as error:
+            raise InputError(
+                f"--workdir {workdir}: the storage does not rename folders "
+                f"({error.strerror or error}), which checkpoints need: give a folder of a file "
+                "system, or of a bucket with a hierarchical namespace"
+            ) from error
+    finally:
+        for path in (old, new):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_shared(path: Path) -> str:

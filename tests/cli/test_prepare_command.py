@@ -99,6 +99,9 @@ def test_bad_input(source, tmp_path):
     refusal(call("prepare", "coco", "--verify", "--output", out), shard.name, "truncated")
     shard.unlink()
     refusal(call("prepare", "coco", "--verify", "--output", out), shard.name, "missing")
+    shard.write_bytes(data)
+    (out / "dataset_info.json").unlink()
+    refusal(call("prepare", "coco", "--verify", "--output", out), "dataset_info.json: missing")
 
 
 def test_training_names_a_missing_shard_and_a_split_that_is_not_there(source, tmp_path, nano):

@@ -197,6 +197,15 @@ def test_a_workdir_without_permission(data, tmp_path, monkeypatch):
     refusal(train(tmp_path / "run", data), str(tmp_path / "run"), "Permission denied")
 
 
+def test_a_workdir_on_storage_that_renames_no_folders(data, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.ENOSYS, "Function not implemented", str(self))
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    refusal(train(tmp_path / "run", data), "does not rename folders", "hierarchical namespace")
+    assert not list((tmp_path / "run").iterdir())
+
+
 def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 

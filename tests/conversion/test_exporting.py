@@ -218,9 +218,9 @@ def test_settings_stand_beside_the_program(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "original, threshold", [((57, 83), 0.5), ((300, 201), 0.5), ((20, 90), 0.4)]
+    "original, threshold, width", [((57, 83), 0.5, 0), ((300, 201), 0.5, 3), ((20, 90), 0.4, 3)]
 )
-def test_the_loader_resizes_masks_as_the_package_does(original, threshold):
+def test_the_loader_resizes_masks_as_the_package_does(original, threshold, width):
     """`scripts/run_exported.py` on made-up detections, bit for bit."""
     loader = load_script("run_exported")
     rng = np.random.default_rng(original[0])
@@ -237,6 +237,8 @@ def test_the_loader_resizes_masks_as_the_package_does(original, threshold):
         "masks": noise,
         "valid": np.array([[True, True, True, True, False]] * 2),
     }
+    if width:
+        found["embeddings"] = rng.normal(size=(2, 5, width)).astype(np.float32)
     seen = []
 
     def program(image, size):
@@ -258,6 +260,7 @@ def test_the_loader_resizes_masks_as_the_package_does(original, threshold):
         category_ids=(7, 3),
         mask_threshold=threshold,
         drop_empty=True,
+        embeddings=found["embeddings"][0, :4] if width else None,
     )
     assert [{"image_id": 1} | result for result in results] == expected
     kept = np.flatnonzero([True, threshold < 0.5, False, True])

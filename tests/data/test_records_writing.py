@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from helpers.records import contents, write_pair, write_source
 from helpers.tiny_run import edit_json
 
 from solojax.conversion import preparation
-from solojax.conversion.preparation import prepare_instances, verify
-from solojax.data import records_writing
+from solojax.conversion.preparation import prepare_instances, prepare_labelled, verify
+from solojax.data import records_manifest, records_metadata, records_writing
+from solojax.data.image_folder import list_records
 from solojax.data.records import load_records
 from solojax.errors import InputError
 
@@ -114,14 +116,14 @@ def test_stopped_at_any_image(source, whole, tmp_path, monkeypatch, image):
 def test_stopped_after_the_last_shard(source, whole, tmp_path, monkeypatch, name):
     replace = records_writing.write_whole
 
-    def write_or_stop(path, data):
+    def write_or_stop(path, *rest):
         if path.name == name:
             raise _Stopped
-        return replace(path, data)
+        return replace(path, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(_Stopped):
-        patch.setattr(records_writing, "write_whole", write_or_stop)
-        patch.setattr("solojax.data.records_manifest.write_whole", write_or_stop)
+        for module in (records_writing, records_manifest, records_metadata):
+            patch.setattr(module, "write_whole", write_or_stop)
         write(source, tmp_path / "out")
     with pytest.raises(InputError, match="not written to its end"):
         load_records(tmp_path / "out", "train")
@@ -141,6 +143,134 @@ def test_a_finished_split_is_left_alone_and_a_damaged_one_mended(source, whole, 
     (out / "train.annotations.json").unlink()
     assert write(source, out).num_kept == 2
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_metadata_that_is_gone_or_altered_is_found_and_mended(source, tmp_path, name):
+    out = tmp_path / "out"
+    write(source, out)
+    write(source, out, "val")
+    both = contents(out)
+    path = out / name
+    for harm, what in ((path.unlink, "missing"), (lambda: path.write_text("{}"), "altered")):
+        harm()
+        with pytest.raises(InputError, match=f"{name}: {what}; .*`solojax prepare` command again"):
+            verify(str(out), None, "coco")
+        with pytest.raises(InputError):
+            load_records(out, "train").read(0)
+        assert write(source, out).num_kept == 3
+        assert contents(out) == both
+        load_records(out, "train").read(0)
+        assert set(verify(str(out), None, "coco")) == {"train", "val"}
+
+
+def test_stopped_at_the_very_end(source, whole, tmp_path, monkeypatch):
+    """Between the manifest and the last look at the metadata."""
+
+    def stop(*_):
+        raise _Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(_Stopped):
+        patch.setattr(records_metadata, "mend", stop)
+        write(source, tmp_path / "out")
+    assert len(load_records(tmp_path / "out", "train").read(0)) == 2
+    assert write(source, tmp_path / "out").num_kept == 3
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+@pytest.fixture(scope="module")
+def both(source, tmp_path_factory):
+    """Both splits, written one after the other; not to be changed."""
+    folder = tmp_path_factory.mktemp("both") / "out"
+    write(source, folder)
+    write(source, folder, "val")
+    return folder
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_split_that_ends_while_another_one_is_written(
+    source, both, tmp_path, monkeypatch, moment
+):
+    """All of `val` is written right before the n-th file, shards aside, of `train`."""
+    out = tmp_path / "out"
+    modules = (records_writing, records_manifest, records_metadata)
+    write_whole, names = records_manifest.write_whole, []
+
+    def interleave(path, *rest):
+        names.append(path.name)
+        if len(names) == moment + 1:
+            with monkeypatch.context() as patch:
+                for module in modules:
+                    patch.setattr(module, "write_whole", write_whole)
+                write(source, out, "val")
+        return write_whole(path, *rest)
+
+    with monkeypatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "write_whole", interleave)
+        write(source, out)
+    assert "train.manifest.json" in names[moment:]  # nothing is left out by the range
+    assert contents(out) == contents(both)
+    assert [len(load_records(out, split).read(0)) for split in ("train", "val")] == [2, 2]
+
+
+def test_metadata_that_lacks_another_split_is_noticed_after_writing(
+    source, both, tmp_path, monkeypatch
+):
+    """The other command writes what it knew before this one's manifest, and this one sees it."""
+    out = tmp_path / "out"
+    write(source, out, "val")
+    stale = (out / "dataset_info.json").read_bytes()
+    write_manifest = records_writing.write_manifest
+
+    def write_then_lose(root, split, manifest):
+        write_manifest(root, split, manifest)
+        (out / "dataset_info.json").write_bytes(stale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records_writing, "write_manifest", write_then_lose)
+        write(source, out)
+    assert contents(out) == contents(both)
+
+
+def test_metadata_that_never_rests_is_an_error(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write(source, out)
+
+    def write_nothing(*_):
+        pass
+
+    (out / "features.json").unlink()
+    monkeypatch.setattr(records_metadata, "write_whole", write_nothing)
+    with pytest.raises(InputError, match="another command keeps writing features.json"):
+        write(source, out)
+
+
+def test_two_writers_of_a_file_do_not_take_each_others_half(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "dataset_info.json")
+    replace, first = type(path).replace, [True]
+
+    def replace_late(self, target):
+        if first:
+            first.clear()
+            records_manifest.write_whole(path, b"of val", "val")
+        return replace(self, target)
+
+    monkeypatch.setattr(type(path), "replace", replace_late)
+    records_manifest.write_whole(path, b"of train", "train")
+    assert contents(tmp_path) == {"dataset_info.json": b"of train"}
+
+
+def test_a_file_is_on_the_storage_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = epath.Path(tmp_path / "train.progress.json"), []
+
+    def sync(descriptor):
+        assert not path.exists()
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    records_manifest.write_whole(path, b"{}")
+    assert synced == [2] and path.read_bytes() == b"{}"
 
 
 def test_a_noted_shard_that_was_altered_since_is_written_again(
@@ -259,7 +389,8 @@ def test_counts_of_shards(source, tmp_path):
 
 
 def test_a_full_disk_is_said_and_the_same_command_goes_on(source, whole, tmp_path, monkeypatch):
-    adapter = records_writing.file_adapters.ADAPTER_FOR_FORMAT[records_writing._FORMAT]
+    adapters = records_writing.file_adapters.ADAPTER_FOR_FORMAT
+    adapter = adapters[records_metadata.FILE_FORMAT]
     real, calls = adapter.write_examples, iter(range(100))
 
     def write_or_fail(path, iterator):
@@ -290,3 +421,21 @@ def test_an_object_store_gets_the_same_files(source, whole, monkeypatch):
     assert written.num_kept == 2
     assert contents(epath.Path(root)) == contents(whole)
     assert len(load_records(root, "train").images) == 6
+
+
+def test_a_bucket_without_the_package_that_reads_it(source, monkeypatch):
+    def fail(name):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", fail)
+    folder = "gs://bucket/records"
+    uses = (
+        lambda: prepare_instances("coco", source / "train.json", source, folder, "train"),
+        lambda: prepare_labelled("folder", source / "images", folder, "train"),
+        lambda: verify(folder, None, "coco"),
+        lambda: load_records(folder, "train"),
+        lambda: list_records(folder, "train"),
+    )
+    for use in uses:
+        with pytest.raises(InputError, match=r"^gs://bucket/records: .*gcsfs.*'solojax\[gcs\]'"):
+            use()

@@ -130,26 +130,88 @@ def test_what_an_earlier_start_left_running_is_ended_first(pid_file, word, ends)
         left.wait()
 
 
+def cloud_player(folder: Path, codes: tuple[int, ...], states: tuple[str, ...] = ()) -> str:
+    """A gcloud whose starts end with these codes, and which describes the slice by these states.
+
+    "" is a slice that is not there; after the last state it is READY.
+    """
+    asked = folder / "asked"
+    asked.write_text("")
+    return codes_player(folder, *codes).replace(
+        "#!/bin/bash\n",
+        f'#!/bin/bash\nif [ "$4" = describe ]; then\nnumber=$(wc -c <{asked})\n'
+        f"printf x >>{asked}\nstates=({' '.join(map(repr, states))})\n"
+        'state="${states[$number]-READY}"; echo "$state"\n[ -n "$state" ]; exit\nfi\n',
+    )
+
+
+def start_pod(programs, tmp_path, capsys, codes, states=()):
+    """(exit code, standard error, number of starts, number of looks at the slice)."""
+    write_program(programs, "gcloud", cloud_player(tmp_path, codes, states))
+    flags = (*POD_FLAGS, "--max-failures", 2, "--wait", 0)
+    code, _, err = call(pod, capsys, *flags, "--", "train")
+    return code, err, len((tmp_path / "count").read_text()), len((tmp_path / "asked").read_text())
+
+
 @pytest.mark.parametrize(
     ("codes", "result", "starts"),
     [
         ([0], 0, 1),
         ([143, 143, 143, 0], 0, 4),
         ([1, 143, 137, 0], 0, 4),
-        ([1, 1, 143, 255], 255, 4),
+        ([1, 1, 143, 137], 137, 4),
         ([2], 2, 1),
         ([143, 2, 0], 0, 3),
         ([2, 0], 2, 1),
+        ([255, 255, 255, 0], 255, 3),  # never reached: ssh may have no key
+        ([255, 2, 0], 2, 2),
+        ([1, 255, 255, 255, 255, 1, 0], 0, 7),
     ],
 )
 def test_the_pod_launcher_starts_again(programs, tmp_path, capsys, codes, result, starts):
-    write_program(programs, "gcloud", codes_player(tmp_path, *codes))
-    flags = (*POD_FLAGS, "--max-failures", 2, "--wait", 0)
-    code, _, err = call(pod, capsys, *flags, "--", "train")
-    assert code == result
-    assert (tmp_path / "count").read_text() == "x" * starts
+    code, err, started, _ = start_pod(programs, tmp_path, capsys, codes)
+    assert (code, started) == (result, starts)
     assert err.count("pre-empted") == codes.count(143)
-    assert ("giving up after 3 failures" in err) == (result == 255)
+    assert ("giving up after 3 failures" in err) == (result in (137, 255))
+
+
+@pytest.mark.parametrize(
+    ("codes", "states", "said"),
+    [
+        # Pre-empted, taken away, made again.
+        ((143, 0), ("PREEMPTED", "PREEMPTED", "", "", "CREATING"), ("PREEMPTED", "gone")),
+        # The hosts vanish under the connection, more often than failures are allowed.
+        (
+            (1, 255, 255, 255, 255, 0),
+            ("READY", "READY", *["DELETING", ""] * 4),
+            ("DELETING", "gone"),
+        ),
+        # Started before the slice is there.
+        ((1, 1, 1, 1, 0), ("CREATING", "READY") * 4, ("CREATING",)),
+    ],
+)
+def test_the_pod_launcher_waits_for_the_slice(programs, tmp_path, capsys, codes, states, said):
+    code, err, started, asked = start_pod(programs, tmp_path, capsys, codes, states)
+    assert code == 0 and started == len(codes)
+    assert asked >= len(states)
+    assert all("the slice" in err and state in err for state in said)
+    assert err.count("waiting for the slice, which is PREEMPTED") <= 1
+    assert "giving up" not in err
+
+
+def test_a_slice_that_was_never_there_is_given_up(programs, tmp_path, capsys):
+    code, err, started, _ = start_pod(programs, tmp_path, capsys, (1,) * 9, ("",) * 9)
+    assert (code, started) == (1, 3) and "giving up after 3 failures" in err
+
+
+def test_failures_before_a_start_that_lasted_do_not_count(programs, tmp_path):
+    program = tmp_path / "run"
+    codes = codes_player(tmp_path, 1, 1, 1, 1, 1, 1)
+    write_program(tmp_path, "run", codes.replace("exit", '[ "$number" != 1 ] || sleep 0.5\nexit'))
+    code = pod.run_until_done([str(program)], lambda: "READY", max_failures=2, wait=0, lasting=0.4)
+    assert code == 1
+    # The second starts the count anew, and is the first that counts.
+    assert (tmp_path / "count").read_text() == "x" * 4
 
 
 def test_the_pod_launcher_ends_a_run(programs, tmp_path, capsys):
@@ -177,6 +239,7 @@ def test_the_slurm_launcher_prints_what_it_would_submit(capsys):
         "--gpus-per-node=4", "--time=24:00:00", "--partition=gpu", "--signal=TERM@120",
         "--requeue", "--open-mode=append", "--comment=two words", "<<EOF",
     ]  # fmt: skip
+    assert f"squeue {' '.join(SQUEUE_WORDS)}".replace("77", '"$SLURM_JOB_ID"') in script
     lines = script.splitlines()
     assert lines[:3] == ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(DIRECTORY)}"]
     (srun,) = (line for line in lines if line.strip().startswith("srun"))
@@ -196,9 +259,14 @@ def test_the_printed_submission_is_the_real_one(programs, tmp_path, capsys):
     assert (seen.read_text(), stdin.read_text()) == submitted
 
 
-def run_job(programs, tmp_path, srun, **environment):
-    """Runs the batch script with this program in the place of srun."""
+SQUEUE_WORDS = ("--noheader", "--states=all", "--jobs=77", "--format=%T")
+
+
+def run_job(programs, tmp_path, srun, state="echo RUNNING", **environment):
+    """Runs the batch script with these programs in the place of srun and squeue."""
     write_program(programs, "srun", srun)
+    asked = " ".join(SQUEUE_WORDS)
+    write_program(programs, "squeue", f'#!/bin/bash\n[ "$*" = {shlex.quote(asked)} ] && {state}\n')
     write_program(programs, "scontrol", arguments_printer(tmp_path / "requeued"))
     args = argparse.Namespace(
         directory=str(tmp_path), python="python3", max_failures=2, wait=0, cpus_per_node=1
@@ -232,6 +300,22 @@ def test_the_job_starts_or_queues_again(programs, tmp_path, codes, result, start
     assert requeued.exists() == queues_again
     if queues_again:
         assert requeued.read_text().splitlines()[1:] == ["requeue", "77"]
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED", "REQUEUED"])
+@pytest.mark.parametrize("code", [143, 137])
+def test_a_job_that_is_being_ended_neither_starts_nor_queues_again(programs, tmp_path, state, code):
+    """`scancel` sends the same SIGTERM as a warning does."""
+    job = run_job(programs, tmp_path, codes_player(tmp_path, code, 0), f"echo {state}")
+    assert job.returncode == code, job.stderr
+    assert f"being ended ({state})" in job.stdout
+    assert (tmp_path / "count").read_text() == "x"
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_job_whose_state_slurm_does_not_tell_queues_again(programs, tmp_path):
+    job = run_job(programs, tmp_path, codes_player(tmp_path, 143), "exit 1")
+    assert job.returncode == 0 and (tmp_path / "requeued").exists()
 
 
 def test_a_job_that_was_queued_again_is_not_at_its_first_start(programs, tmp_path):

@@ -102,6 +102,22 @@ def test_every_line_is_on_disk_at_once(tmp_path):
             assert visible_scalars(tmp_path)["loss", step] == step
 
 
+def test_every_line_is_forced_onto_the_storage(tmp_path, monkeypatch):
+    """A mounted bucket, or a machine that loses power, keeps nothing else."""
+    synced = []
+
+    def sync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            synced.append(path.read_bytes())
+
+    with MetricWriter(tmp_path, header=HEADER) as writer:
+        monkeypatch.setattr(os, "fsync", sync)
+        for step in (1, 2):
+            writer.write(step, {"loss": step})
+            assert synced[step - 1 :] == [(tmp_path / "metrics.jsonl").read_bytes()]
+
+
 def test_a_killed_process_loses_no_line(tmp_path):
     script = (
         "import os, signal, sys\n"
