@@ -1,4 +1,4 @@
-"""What a compiled step needs, as the TPU compiler says, and the least time that it can take."""
+"""What a compiled step needs, as the TPU compiler says, and the times at a chip's peaks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StepCost:
       argument_bytes: state or weights, and the chip's rows of the batch.
       temp_bytes: intermediate values, at most at one time.
       peak_bytes: the most memory that is in use, the program itself included.
-      hbm_bytes: traffic between the chip and its memory, at most: what every instruction of the
-        compiled program reads and writes, as the compiler counts it ("bytes accessed"). Values
-        that it keeps in on-chip memory count as well. A loop, as that over candidates in prediction
-        or over the parts of a queue of negatives, counts once.
+      hbm_bytes: what every instruction of the compiled program reads and writes, as the compiler
+        counts it ("bytes accessed"): more than the traffic with the chip's memory, since values
+        that it keeps in on-chip memory count as well, but less where there is a loop, as that over
+        candidates in prediction or over the parts of a queue of negatives, which counts once.
       traffic: by operation, the most first, without what stays in on-chip memory.
       flops: operations of the compiled program, recomputed ones included; a multiplication and an
         addition are two. Loops count once in prediction, and whole over a queue of negatives.
