@@ -137,8 +137,8 @@ def probe_table(figures: dict) -> str:
     lines = [
         figures["checkpoint"],
         f"{counts['train']} training and {counts['test']} test images of {len(figures['classes'])} "
-        f"classes of {features['crop']}x{features['crop']} pixels; {features['channels']} features "
-        f"of {features['stage'].upper()}",
+        f"classes; {features['channels']} features of {features['stage'].upper()}, of "
+        f"{features['crop']}x{features['crop']} pixels",
         " " * width + "".join(f"{kind:>10}" for kind in kinds),
     ]
     lines += [
