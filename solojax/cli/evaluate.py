@@ -80,6 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates; process 0 prints the table."""
     flags.start_distributed(args)
+    flags.check_start(args)
     from solojax.inference.evaluation import figures_table, write_json
 
     if _is_first():
@@ -125,21 +126,26 @@ def _score_file(args: argparse.Namespace) -> dict:
 
 def _score_checkpoint(args: argparse.Namespace) -> dict:
     from solojax.builders.segmentation import check_same_classes, load_dataset, load_val_set
+    from solojax.config.schema import flatten
     from solojax.evaluators.error_analysis import replace_masks_with_gt
     from solojax.inference.evaluation import Evaluation, write_json
     from solojax.inference.segmenter import load
     from solojax.interop.published import unnamed_classes
+    from solojax.train.start_checks import check_data, check_values
 
     if args.checkpoint is None:
         raise InputError("give --checkpoint, or --predictions and --annotations")
     if (args.annotations is None) != (args.images is None):
         raise InputError("--annotations and --images belong together; give both or neither")
     model = load(args.checkpoint, step=args.step, config=flags.config_over(args))
+    flags.check_checkpoint(f"{args.checkpoint} at step {model.step}", model.variables)
     config = model.config.copy_and_resolve_references()
     if args.backend:
         config.evaluation.backend = args.backend
     config.evaluation.class_agnostic |= args.class_agnostic
+    check_values(flatten(config))
     dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
+    check_data(validation=dataset)
     names = tuple(name for _, name in model.categories)
     by_class = not config.evaluation.class_agnostic
     if names == unnamed_classes(len(dataset.category_names)):

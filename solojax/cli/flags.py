@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+# Of each process by itself: those of `add_distributed_flags`, and what changes no result.
+_OWN_FLAGS = (
+    "coordinator",
+    "process_id",
+    "num_processes",
+    "heartbeat_timeout",
+    "initialization_timeout",
+    "debug",
+)
+
+
 def add_config_flag(
     parser: argparse.ArgumentParser, default: str | None = None, optional: str | None = None
 ) -> None:
@@ -216,6 +227,43 @@ def start_distributed(args: argparse.Namespace, *, preemption: bool = False) -> 
         for handler in logging.getLogger().handlers:
             prefix = f"process {cluster.process_id}: "
             handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+
+
+def check_start(args: argparse.Namespace) -> None:
+    """Compares programs, flags and devices of the processes, before anything is read.
+
+    Raises:
+      Disagreement: on every process, if one differs from process 0.
+    """
+    from solojax.train import start_checks
+
+    shared = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in _OWN_FLAGS
+    }
+    start_checks.check_start(shared, "flag")
+
+
+def check_checkpoint(title: str, variables: Mapping) -> None:
+    """Compares what the processes have loaded, since each finds the newest checkpoint by itself.
+
+    Args:
+      title: path and step.
+      variables: nested mappings of arrays.
+
+    Raises:
+      Disagreement: on every process, if one differs from process 0.
+    """
+    from solojax.data.label_file import fingerprint
+    from solojax.train import distributed
+
+    if distributed.process_id() is None:
+        return
+    facts = {"checkpoint": title, "weights": fingerprint(variables, {})}
+    distributed.require_same(
+        facts, "give every host the same checkpoint, by --step while its run still saves others"
+    )
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:

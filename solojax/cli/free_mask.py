@@ -133,6 +133,7 @@ def _add_filter_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Finds masks; images that cannot be read are reported and left out."""
     flags.start_distributed(args)
+    flags.check_start(args)
     from solojax.free_solo.free_masks import FreeMaskRun, find_masks, load_photos
     from solojax.postprocess.free_mask_labels import FreeMaskFilters
     from solojax.postprocess.free_masks import FreeMaskSettings
@@ -154,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
     )
     dataset, broken = load_photos(args.images, args.annotations, args.threads)
     backbone = _backbone(args)
+    flags.check_checkpoint(backbone.title, backbone.variables)
     logging.getLogger("solojax").info(
         "%d images, backbone of %s", len(dataset.images), backbone.title
     )

@@ -9,12 +9,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from etils import epath
 
 from solojax.data.coco import CocoDataset, load_coco
+from solojax.data.file_sizes import file_sizes
 from solojax.data.image_folder import NO_CLASS, list_folder
 from solojax.data.image_io import encoded_size
 from solojax.data.instances import ImageRecord
@@ -30,7 +30,6 @@ from solojax.errors import InputError
 from solojax.train.progress import progress_bar
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_LOOKUPS = 32  # files whose size is asked for at once: over a network each takes milliseconds
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def prepare_instances(
     """
     dataset = load_coco(annotations, images)
     _refuse_what_records_lose(dataset)
-    sizes = _file_sizes([dataset.image_path(record) for record in dataset.images])
+    sizes = file_sizes([dataset.image_path(record) for record in dataset.images])
     missing = [r for r, size in zip(dataset.images, sizes, strict=True) if size is None]
     if missing:
         dataset = _without(dataset, missing, skip_missing)
@@ -133,7 +132,7 @@ def prepare_labelled(
       InputError: there are no images, or images beside class folders, or a name without a file.
     """
     classes, files = _find_labelled(kind, images)
-    sizes = _file_sizes([os.path.join(images, name) for name, _ in files])
+    sizes = file_sizes([os.path.join(images, name) for name, _ in files])
     if None in sizes:
         name, _ = files[sizes.index(None)]
         raise InputError(f"{images / name}: this leads to no file; remove or mend it")
@@ -221,16 +220,6 @@ def _read_file(path: Path) -> bytes:
             f"{path}: cannot read the image ({error.strerror}); what is written stays, and the "
             "same command goes on"
         ) from None
-
-
-def _file_sizes(paths: list[str]) -> list[int | None]:
-    """Bytes of every file; None where there is none."""
-
-    def size_of(path: str) -> int | None:
-        return os.path.getsize(path) if os.path.isfile(path) else None
-
-    with ThreadPoolExecutor(_LOOKUPS) as pool:
-        return list(pool.map(size_of, paths))
 
 
 def _without(dataset: CocoDataset, missing: list[ImageRecord], skip: bool) -> CocoDataset:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from solojax.coco_entries import image_file_name, text_field
+from solojax.data.file_sizes import file_states
 from solojax.data.image_io import read_image
 from solojax.data.instances import (
     Annotation,
@@ -60,6 +61,10 @@ class CocoDataset(InstanceDataset):
     def fingerprint(self) -> str:
         """16 hex digits over the parsed content, independent of the paths."""
         return fingerprint_of(self.categories, self.images)
+
+    def file_states(self) -> dict[str, str]:
+        """The size of every image's file."""
+        return file_states(self.image_root, [image.file_name for image in self.images])
 
     def image_path(self, record: ImageRecord) -> str:
         """Where the image's file should be."""

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from solojax.data.coco import load_coco_images
+from solojax.data.file_sizes import file_states
 from solojax.data.image_files import describe_others, no_image_there, sift_images
 from solojax.data.image_io import decode_image, read_image
 from solojax.data.records import INSTANCE_KINDS, RecordsSplit, open_split
@@ -36,6 +37,9 @@ class ImageStore(Protocol):
     def read(self, index: int, name: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB; raises BrokenImage."""
 
+    def file_states(self, names: Sequence[str]) -> dict[str, str]:
+        """See `InstanceDataset.file_states`; of the files that hold these images."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FileStore:
@@ -51,6 +55,10 @@ class FileStore:
         """See `image_io.read_image`."""
         return read_image(self.path(index, name))
 
+    def file_states(self, names: Sequence[str]) -> dict[str, str]:
+        """The size of every file."""
+        return file_states(self.root, names)
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordStore:
@@ -65,6 +73,10 @@ class RecordStore:
     def read(self, index: int, name: str) -> np.ndarray:
         """See `image_io.decode_image`."""
         return decode_image(self.split[index]["image"], self.path(index, name))
+
+    def file_states(self, names: Sequence[str]) -> dict[str, str]:
+        """See `RecordsSplit.file_states`."""
+        return self.split.file_states()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +113,15 @@ class ImageList:
         for name, label in zip(self.names, labels, strict=True):
             digest.update(json.dumps([name, label]).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of what the list is made of."""
+        return {"images": len(self), "classes": len(self.class_names)}
+
+    def file_states(self) -> dict[str, str]:
+        """See `InstanceDataset.file_states`."""
+        return self.store.file_states(self.names)
 
     def image_path(self, index: int) -> str:
         """Where an image is, for messages."""

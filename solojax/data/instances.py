@@ -110,6 +110,22 @@ class InstanceDataset(abc.ABC):
     def fingerprint(self) -> str:
         """16 hex digits that tell what training sees: see `fingerprint_of`."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of what the data set is made of."""
+        return {
+            "images": len(self.images),
+            "objects": self.num_objects,
+            "classes": len(self.categories),
+        }
+
+    @abc.abstractmethod
+    def file_states(self) -> dict[str, str]:
+        """{name: what tells its contents from others} of the files that hold the images.
+
+        No image is read, but every file may be looked up.
+        """
+
     @abc.abstractmethod
     def image_path(self, record) -> str:
         """Where the image is kept, for messages."""
@@ -143,7 +159,8 @@ def require_objects(dataset: InstanceDataset) -> None:
 def fingerprint_of(categories: Iterable[Category], images: Iterable[ImageRecord]) -> str:
     """16 hex digits over classes, images and objects; the same wherever the files lie.
 
-    Of an image id, file name and size count, of an object everything; the pixels do not.
+    Of an image id, file name and size count, of an object everything; the pixels do not: see
+    `InstanceDataset.file_states`.
     """
     digest = hashlib.sha256()
     digest.update(json.dumps([[c.id, c.name] for c in categories]).encode())

@@ -20,6 +20,7 @@ from solojax.data.records_manifest import (
     Manifest,
     check_contents,
     check_sizes,
+    manifest_path,
     read_manifest,
 )
 from solojax.errors import InputError
@@ -46,6 +47,11 @@ class RecordsSplit:
 
     def __len__(self) -> int:
         return self.manifest.num_examples
+
+    def file_states(self) -> dict[str, str]:
+        """The manifest's checksum, which covers the SHA-256 of every shard."""
+        name = manifest_path(epath.Path(self.root), self.split).name
+        return {name: f"checksum {self.manifest.checksum[:16]}"}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The fields of `records_features.features_of`, the image as its file's bytes.
@@ -183,10 +189,14 @@ class RecordsDataset(InstanceDataset):
 
     @property
     def fingerprint(self) -> str:
-        """That of the source; the manifest's checksums bind the shards to it."""
+        """That of the source; the manifest binds the shards to it, see `file_states`."""
         fingerprint = self.examples.manifest.fingerprint
         whole = self.count == len(self.examples)
         return fingerprint if whole else f"{fingerprint}[:{self.count}]"
+
+    def file_states(self) -> dict[str, str]:
+        """See `RecordsSplit.file_states`."""
+        return self.examples.file_states()
 
     def image_path(self, record) -> str:
         """The split and the file's name, for messages."""

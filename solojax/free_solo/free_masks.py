@@ -13,6 +13,7 @@ import numpy as np
 from solojax.builders.segmentation import canvas_policy
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset, load_coco_images
+from solojax.data.image_folder import FileStore, ImageList
 from solojax.data.loader import eval_batches
 from solojax.data.photo_folder import find_photos, photo_dataset, read_sizes
 from solojax.data.plan import EvalPlan
@@ -33,6 +34,7 @@ from solojax.postprocess.free_masks import FreeMasks, FreeMaskSettings, find_fre
 from solojax.structures import Batch, PyTree
 from solojax.train.progress import progress_bar
 from solojax.train.sharding import batch_sharding, evaluation_mesh, gather_json
+from solojax.train.start_checks import check_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,11 +102,14 @@ def load_photos(
       threads: that look at files.
 
     Raises:
-      InputError: there is no image, or the json is damaged.
+      InputError: there is no image, or the json is damaged; or processes find other files.
     """
     if annotations is not None:
-        return load_coco_images(annotations, folder), ()
+        dataset = load_coco_images(annotations, folder)
+        check_data(input=dataset)
+        return dataset, ()
     names = find_photos(folder)
+    check_data(input=ImageList(str(folder), names, None, (), FileStore(str(folder))))
     processes = jax.process_count()
     parts = gather_json(read_sizes(folder, names[jax.process_index() :: processes], threads))
     sizes = [parts[place % processes][place // processes] for place in range(len(names))]

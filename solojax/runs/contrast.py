@@ -32,7 +32,8 @@ _logger = logging.getLogger(__name__)
 _STRIDE = 32  # pixels from one cell of the backbone's last map to the next
 _TRIALS = 32  # images, one of which must be readable for a run to begin
 _ADVICE = {
-    "data/broken_images": "the images that cannot be read are named above: mend or remove them",
+    "data/broken_images": "each process names in its log the images that it could not read: mend "
+    "or remove them",
 }
 
 

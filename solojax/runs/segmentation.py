@@ -31,7 +31,8 @@ from solojax.train.start_checks import check_data
 _logger = logging.getLogger(__name__)
 
 _ADVICE = {
-    "data/broken_images": "the images that cannot be read are named above: mend or remove them",
+    "data/broken_images": "each process names in its log the images that it could not read: mend "
+    "or remove them",
     "data/dropped_instances": "objects beyond data.max_instances do not train: raise it",
     "targets/overflow": "positive pairs beyond model.max_positives do not train: raise it",
 }

@@ -151,7 +151,9 @@ class DenseCL:
           The loss, and (updates with "batch_stats" and "extra", metrics). The metrics loss/global
           and loss/dense are not multiplied by lambda. Accuracy is the share of queries whose
           positive is more similar than all negatives; std is the standard deviation of a normalised
-          output, 0 where all images end in one point, and 1 / sqrt(E) where they fill the sphere.
+          output over the images, 0 where all of them end in one point, and 1 / sqrt(E) where they
+          fill the sphere. std/dense compares the images at equal cells: it is 0 where a cell knows
+          nothing but its place, which can tell it from pooled negatives at an accuracy of 1.
 
         Raises:
           InputError: the batch is not the whole one.
@@ -180,8 +182,13 @@ class DenseCL:
         }
         new_keys = {"global": key_vector}
         if self.has_dense_head:
-            rows, correct = self._dense_loss(query, key, queues["dense"], match_rng)
-            metrics |= {"loss/dense": mean(rows), "accuracy/dense": mean(correct)}
+            cells = l2_normalize(query.embeddings.grid)
+            rows, correct = self._dense_loss(cells, query, key, queues["dense"], match_rng)
+            metrics |= {
+                "loss/dense": mean(rows),
+                "accuracy/dense": mean(correct),
+                "std/dense": _spread(cells, weights["row"]),
+            }
             share = self._dense_share(state.step)
             loss = (1.0 - share) * loss + share * metrics["loss/dense"]
             new_keys["dense"] = self._dense_negatives(key, negative_rng)
@@ -264,10 +271,9 @@ class DenseCL:
         )
 
     def _dense_loss(
-        self, query: EncodedView, key: EncodedView, queue: dict, rng: Array
+        self, cells: Array, query: EncodedView, key: EncodedView, queue: dict, rng: Array
     ) -> tuple[Array, Array]:
-        """Loss and accuracy of every image's cells, averaged: (B,) each."""
-        cells = l2_normalize(query.embeddings.grid)
+        """Loss and accuracy of every image's cells (B, S_h * S_w, E), averaged: (B,) each."""
         choices = l2_normalize(key.embeddings.grid)
         matches = self._matches(query, key, rng)
         positive = pick_rows(choices, matches)
@@ -304,7 +310,8 @@ def _enqueued(queue: dict[str, Array], keys: Array, valid: Array) -> dict[str, A
 
 
 def _spread(vectors: Array, weights: Array) -> Array:
-    """Standard deviation of unit vectors (B, E) over the weighted rows, averaged over E."""
-    vectors, weights = jax.lax.stop_gradient(vectors), weights[:, None]
+    """Standard deviation of unit vectors (B, ..., E) over the weighted rows, averaged."""
+    vectors = jax.lax.stop_gradient(vectors)
+    weights = weights.reshape(-1, *[1] * (vectors.ndim - 1))
     center = jnp.sum(vectors * weights, axis=0)
     return jnp.mean(jnp.sqrt(jnp.sum(jnp.square(vectors - center) * weights, axis=0)))

@@ -24,6 +24,7 @@ from solojax.errors import InputError
 from solojax.train import checkpoint_format as form
 from solojax.train.checkpoint_loading import LoadedVariables, best_step, load_variables
 from solojax.train.orbax_noise import quiet_orbax
+from solojax.train.sharding import gather_json
 
 _logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Checkpointer:
             unexpected or misshapen leaves), which never counts as broken.
         """
         self.wait()
-        steps = form.list_steps(self.directory)
+        steps = self._list_steps()
         if step is not None:
             if step not in steps:
                 raise InputError(
@@ -185,8 +186,21 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """The newest finished checkpoint; one that is still being written does not count."""
-        steps = form.list_steps(self.directory)
+        steps = self._list_steps()
         return steps[-1] if steps else None
+
+    def check(self) -> None:
+        """Raises what has befallen the save in the background so far, without waiting for it.
+
+        Raises:
+          InputError: it failed.
+        """
+        if self._pending is None or not isinstance(self._orbax, ocp.AsyncCheckpointer):
+            return
+        try:
+            self._orbax.check_for_errors()
+        except Exception as error:
+            self._report_failed_save(error)
 
     def wait(self) -> None:
         """Returns when no save is under way; removes the checkpoints that need not stay.
@@ -227,13 +241,22 @@ class Checkpointer:
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
+    def _list_steps(self) -> list[int]:
+        """The finished checkpoints as process 0 sees them.
+
+        What another host sees of shared storage may be some seconds old, and hosts that disagree
+        here would go on from different steps, or wait for each other for ever.
+        """
+        return gather_json(form.list_steps(self.directory) if jax.process_index() == 0 else [])[0]
+
     def _prepare_directory(self) -> None:
         if jax.process_index() == 0:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._remove_temporary()  # first of all: a full disk needs the room
                 probe = self.directory / f"write-test{form.TEMPORARY}"
-                probe.mkdir(exist_ok=True)
-                self._remove_temporary()
+                probe.mkdir()
+                probe.rmdir()
             except OSError as error:
                 raise InputError(
                     f"checkpoints cannot be written to {self.directory}: {form.brief(error)}; "
@@ -249,7 +272,7 @@ class Checkpointer:
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step is saved whole; a broken one is moved aside to make room."""
-        if step not in form.list_steps(self.directory):
+        if step not in self._list_steps():
             return False
         if step in self._known_whole:
             return True

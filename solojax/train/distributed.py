@@ -2,10 +2,12 @@
 
     start(cluster, ...)       before anything else of JAX
     require_same(facts, ...)  as often as there is something to compare
+    exchange(text)            what all of them say, for other comparisons
     finish()                  when the work is done
     stop(line, code)          when it cannot be
 
-In a run of one process, which `start` was not called for, the others do nothing.
+In a run of one process, which `start` was not called for, the others do nothing (`exchange` gives
+back what that one says).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _CONNECTION = re.compile(
 )
 _watch: ProcessWatch | None = None
 _cluster: Cluster | None = None
-_comparisons = 0
+_exchanges = 0
 
 
 class Disagreement(InputError):
@@ -121,20 +123,28 @@ def require_same(facts: Mapping[str, Any], remedy: str) -> None:
     Raises:
       Disagreement: on every process, about the first fact in which one differs from process 0.
     """
-    global _comparisons
-    if _watch is None:
-        return
-    from jax._src import distributed
-
-    client, _comparisons = distributed.global_state.client, _comparisons + 1
-    folder = f"solojax/facts/{_comparisons}"
-    told = json.dumps({name: str(value) for name, value in facts.items()})
-    client.key_value_set(f"{folder}/{process_id()}", told)
-    client.wait_at_barrier(folder, _NEVER)
-    found = {int(key.rpartition("/")[2]): v for key, v in client.key_value_dir_get(folder)}
-    problem = first_difference([json.loads(found[process]) for process in sorted(found)])
+    told = exchange(json.dumps({name: str(value) for name, value in facts.items()}))
+    problem = first_difference([json.loads(each) for each in told])
     if problem is not None:
         raise Disagreement(f"{problem}: {remedy}")
+
+
+def exchange(text: str) -> list[str]:
+    """What every process says, by its number, through the coordination service alone.
+
+    All processes call it in the same order. Process 0 keeps all of it in memory to the end.
+    """
+    global _exchanges
+    if _watch is None:
+        return [text]
+    from jax._src import distributed
+
+    client, _exchanges = distributed.global_state.client, _exchanges + 1
+    folder = f"solojax/facts/{_exchanges}"
+    client.key_value_set(f"{folder}/{process_id()}", text)
+    client.wait_at_barrier(folder, _NEVER)
+    found = {int(key.rpartition("/")[2]): v for key, v in client.key_value_dir_get(folder)}
+    return [found[process] for process in sorted(found)]
 
 
 def first_difference(told: list[dict[str, str]]) -> str | None:

@@ -10,8 +10,9 @@ The order of a step, and why:
 4. Evaluation comes before the checkpoint, so that the checkpoint knows its metric; the line in
    metrics.jsonl comes before both, so that a killed run's log never lacks a step it saved.
 5. What is evaluated is saved, so that the best checkpoint is one of those that were scored.
-6. Bad input that turns up half-way (an image unlike its annotation, a log that cannot be written)
-   ends the run, but not before a single process has saved its state.
+6. Bad input that turns up half-way (an image unlike its annotation, a log or a checkpoint that
+   cannot be written) ends the run, but not before a single process has saved its state. A save in
+   the background is asked about with every log line, so that its failure costs few steps.
 7. A preemption notice ends the run after a whole step, with what belongs to it: its log line, its
    evaluation, its checkpoint. So the run that goes on from there leaves nothing out.
 """
@@ -164,6 +165,7 @@ def train(
             shown, results = None, None
             with saving_on_failure():
                 if log:
+                    checkpointer.check()
                     shown = meter.means()
                     writer.write(step, shown)
                     _give_advice(shown, watched)

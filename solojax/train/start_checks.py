@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -15,13 +17,23 @@ from solojax.train import distributed
 from solojax.train.shared_files import wait_for_files
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Of accelerators; they bring the compiler. Absent where there are none.
+_PLUGINS = (
+    "jax-cuda12-plugin",
+    "jax-cuda12-pjrt",
+    "jax-cuda13-plugin",
+    "jax-cuda13-pjrt",
+    "libtpu",
+)
+_COPY = "copy the same data set to all hosts"
 
 
-def check_start(config: Mapping[str, Any]) -> None:
-    """Compares programs, configs and numbers of devices, in this order.
+def check_start(values: Mapping[str, Any], kind: str = "config") -> None:
+    """Compares programs, what they were started with, and numbers of devices, in this order.
 
     Args:
-      config: every value by its dotted path.
+      values: by their names; of a config every value by its dotted path.
+      kind: what they are, for the message.
 
     Raises:
       Disagreement: on every process, if one differs from process 0.
@@ -29,8 +41,7 @@ def check_start(config: Mapping[str, Any]) -> None:
     if distributed.process_id() is None:
         return
     distributed.require_same(program_facts(), "install the same everywhere")
-    facts = {f"config {key}": repr(value) for key, value in config.items()}
-    distributed.require_same(facts, "start every process with the same command and files")
+    check_values(values, kind)
     import jax  # asks for the devices only when the versions are known to fit
 
     facts = {
@@ -38,6 +49,12 @@ def check_start(config: Mapping[str, Any]) -> None:
         "local device count": jax.local_device_count(),
     }
     distributed.require_same(facts, "give every process the same devices")
+
+
+def check_values(values: Mapping[str, Any], kind: str = "config") -> None:
+    """Compares what the processes were started with; arguments and errors as `check_start`."""
+    facts = {f"{kind} {name}": repr(value) for name, value in values.items()}
+    distributed.require_same(facts, "start every process with the same command and files")
 
 
 def check_workdir(workdir: Path) -> None:
@@ -66,23 +83,64 @@ def _read_shared(path: Path) -> str:
 
 
 def check_data(**datasets) -> None:
-    """Compares the data sets that the processes have read.
+    """Compares the data sets that the processes have read, and the files of their images.
 
     Args:
-      datasets: {role: data set}; its `fingerprint` is compared.
+      datasets: {role: data set}; its `counts`, `fingerprint` and `file_states()` are compared.
 
     Raises:
       Disagreement: on every process, if one differs from process 0.
     """
     if distributed.process_id() is None:
         return
-    facts = {f"{role} data": data.fingerprint for role, data in datasets.items()}
-    distributed.require_same(facts, "copy the same data set to all hosts")
+    facts = {}
+    for role, data in datasets.items():
+        facts |= {f"number of {role} {what}": count for what, count in data.counts.items()}
+        facts[f"{role} data"] = data.fingerprint
+    distributed.require_same(facts, _COPY)
+    for role, data in datasets.items():
+        _check_files(role, data.file_states())
+
+
+def _check_files(role: str, states: Mapping[str, str]) -> None:
+    """Digests first: the states of all files are exchanged where there is a difference to name."""
+    process, text = distributed.process_id(), json.dumps(states)
+    digests = distributed.exchange(hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    expected = json.loads(distributed.exchange(text if process == 0 else "")[0])
+    problems = distributed.exchange(differing_files(role, process, states, expected))
+    raise distributed.Disagreement(f"{next(filter(None, problems))}: {_COPY}")
+
+
+def differing_files(
+    role: str, process: int, states: Mapping[str, str], expected: Mapping[str, str]
+) -> str:
+    """How the files of a process differ from those of process 0, in words; "" if they do not.
+
+    Args:
+      role: of the data set.
+      process: its number.
+      states: {name: what tells its contents from others} of this process.
+      expected: likewise of process 0, of the same files.
+    """
+    names = [name for name in expected if states[name] != expected[name]]
+    if not names:
+        return ""
+    first = names[0]
+    return (
+        f"{len(names)} of {len(expected)} files of the {role} data are missing in process "
+        f"{process} or unlike those of process 0 (the first is {first}: {states[first]}, in "
+        f"process 0 {expected[first]})"
+    )
 
 
 def program_facts() -> dict[str, str]:
     """{name: version} of Python, of what the numbers come from, and of this project's source."""
     versions = {name: metadata.version(name) for name in _PACKAGES}
+    for name in _PLUGINS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     source = _source_digest(Path(solojax.__file__).parent)
     return {"python": platform.python_version(), **versions, "solojax source": source}
 

@@ -11,6 +11,8 @@ import shutil
 import numpy as np
 import pytest
 from helpers import tiny_run
+from helpers.joined_threads import pretend_two
+from helpers.processes import Processes
 from helpers.tiny_config import TOTAL_STEPS
 from helpers.tiny_run import call, edit_json, refusal, use_nano_network
 from pycocotools.coco import COCO
@@ -334,3 +336,63 @@ def test_perfect_masks_are_scored_as_such(finished, evaluated, tmp_path):
     expected = CocoEvaluator(annotations).run(replaced)
     assert read(tmp_path / "model.json") == read(tmp_path / "file.json") == expected
     assert expected["mask"]["AP"] > read(evaluated / "figures.json")["mask"]["AP"]
+
+
+# Several processes.
+
+
+def test_processes_that_agree_go_on(nano, monkeypatch):
+    pretend_two(monkeypatch)
+    outcome = call("evaluate", "--checkpoint", nano.workdir)
+    assert outcome.code == 0 and "mask " in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "parts"),
+    [
+        ('"jax": "', '"jax": "9.', ["process 1 has jax 9.", "install the same everywhere"]),
+        ('flag checkpoint": "\'', 'flag checkpoint": "\'x', ["process 1 has flag checkpoint 'x"]),
+        (
+            '"flag step": "None',
+            '"flag step": "3',
+            ["process 1 has flag step 3, process 0 has None"],
+        ),
+        (
+            f"at step {TOTAL_STEPS}",
+            "at step 1",
+            ["process 1 has checkpoint ", "at step 1, process 0 has ", "give every host the same"],
+        ),
+        ('"weights": "', '"weights": "x', ["process 1 has weights x", "by --step while"]),
+        ('config data.root": "', 'config data.root": "x', ["process 1 has config data.root x"]),
+        ('"number of validation images": "3', '"number of validation images": "2', ["images 2"]),
+        ('"validation data": "', '"validation data": "x', ["process 1 has validation data x"]),
+    ],
+)
+def test_processes_that_differ_end_before_anything_is_predicted(
+    nano, monkeypatch, own, others, parts
+):
+    pretend_two(monkeypatch, own, others)
+    monkeypatch.setattr("solojax.inference.evaluation.Evaluation.predict", None)
+    refusal(call("evaluate", "--checkpoint", nano.workdir), *parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("differs", ["order", "file", None])
+def test_two_processes_with_data_of_their_own(nano, tmp_path, differs):
+    other = shutil.copytree(nano.data, tmp_path / "other")
+    if differs == "order":
+        edit_json(other / "val.json", lambda document: document["images"].reverse())
+        problem = "process 1 has validation data "
+    elif differs == "file":
+        (other / "images" / "image_7.png").unlink()
+        problem = "1 of 3 files of the validation data are missing in process 1 or unlike"
+    words = ["evaluate", "--checkpoint", nano.workdir, "--output", tmp_path / "figures.json"]
+    environment = {1: {"DATA_ROOT_OF_TEST": str(other)}}
+    folder = tmp_path / "logs"
+    with Processes("nano_process", words, count=2, folder=folder, environment=environment) as two:
+        two.wait()
+        code = 0 if differs is None else 2
+        assert [two[0].code, two[1].code] == [code, code], two[0].text + two[1].text
+        if differs is not None:
+            assert all(problem in two[index].last_line for index in (0, 1)), two[0].text
+    assert (tmp_path / "figures.json").exists() == (differs is None)

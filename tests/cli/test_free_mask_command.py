@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.joined_threads import pretend_two
 from helpers.photos import color_backbone, write_photos
 from helpers.processes import Processes
 from helpers.tiny_run import CONFIG, call, refusal
@@ -105,6 +106,25 @@ def test_two_processes_write_the_same_file(colors, photos, tmp_path):
         processes.wait()
         assert [processes[index].code for index in range(2)] == [0, 0], processes[0].text
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "parts"),
+    [
+        ('"jax": "', '"jax": "9.', ["process 1 has jax 9."]),
+        ('"flag short_side": "192', '"flag short_side": "96', ["process 1 has flag short_side 96"]),
+        ("colours 0", "colours 1", ["process 1 has checkpoint colours 1", "by --step"]),
+        ('"weights": "', '"weights": "x', ["process 1 has weights x"]),
+        ('"number of input images": "8', '"number of input images": "7', ["input images 7"]),
+        ('"input data": "', '"input data": "x', ["process 1 has input data x"]),
+    ],
+)
+def test_processes_that_differ_find_nothing(
+    colors, photos, tmp_path, monkeypatch, own, others, parts
+):
+    pretend_two(monkeypatch, own, others)
+    monkeypatch.setattr("solojax.free_solo.free_masks.find_masks", None)
+    refusal(find(photos, tmp_path / "masks.json"), *parts)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import sys
 import pytest
 from helpers.tiny_run import use_nano_network
 
+import solojax.builders.segmentation
 import solojax.runs.segmentation
 from solojax.cli.main import main
 from solojax.errors import InputError
@@ -47,15 +48,20 @@ def break_batch(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def move_data(patch: pytest.MonkeyPatch, root: str) -> None:
-    """The training set of another folder, as on a host whose disk holds another."""
-    load = solojax.runs.segmentation.load_train_set
+    """The data sets of another folder, as on a host whose disk holds others."""
 
-    def load_moved(config):
-        config = config.copy_and_resolve_references()
-        config.data.root = root
-        return load(config)
+    def move(module, name):
+        load = getattr(module, name)
 
-    patch.setattr(solojax.runs.segmentation, "load_train_set", load_moved)
+        def load_moved(config):
+            config = config.copy_and_resolve_references()
+            config.data.root = root
+            return load(config)
+
+        patch.setattr(module, name, load_moved)
+
+    move(solojax.runs.segmentation, "load_train_set")
+    move(solojax.builders.segmentation, "load_val_set")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,11 @@ from helpers.small_densecl import ROWS, WIDTH, random_views, small_state, small_
 from helpers.tiny import assert_same_bits, quick_jit, relative_distance
 
 from solojax.errors import InputError
+from solojax.models.contrastive_encoder import EncodedView
+from solojax.models.densecl_neck import ContrastiveEmbeddings, DenseCLNeck
 from solojax.ops.augment_views import augment_views
 from solojax.ops.shuffle import GroupShuffle
+from solojax.train.state import create_state
 from solojax.train.step import make_train_step
 
 OPTIMIZER = optax.sgd(0.1)
@@ -69,7 +73,7 @@ def test_the_loss_weighs_both_parts_and_every_metric_is_a_float32_number():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert set(metrics) == {
         "loss", "loss/global", "loss/dense", "accuracy/global", "accuracy/dense",
-        "std/query", "std/key", "data/broken_images",
+        "std/query", "std/key", "std/dense", "data/broken_images",
     }  # fmt: skip
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
     assert metrics["loss/global"] > 0 and metrics["loss/dense"] > 0
@@ -174,7 +178,7 @@ def test_without_a_dense_head_it_is_moco():
         moco_gradient,
         without_dense(gradient),
     )
-    assert set(metrics) - set(moco_metrics) == {"loss/dense", "accuracy/dense"}
+    assert set(metrics) - set(moco_metrics) == {"loss/dense", "accuracy/dense", "std/dense"}
     assert set(updates["extra"]["queues"]) == {"global"}
     assert set(plain.init(jax.random.key(0), BATCH)["extra"]["queues"]) == {"global"}
 
@@ -238,6 +242,33 @@ def test_collapse_shows_as_no_spread():
     }
     _, _, metrics, _ = step(task, state.replace(params=params))
     assert metrics["std/query"] < 1e-6 < metrics["std/key"]
+
+
+class PlaceEncoder(nn.Module):
+    """Cells that know where they are and nothing else; a global vector that tells images apart."""
+
+    neck: DenseCLNeck
+
+    @nn.compact
+    def __call__(self, image, *, train=False, row_mask=None):
+        rows = image.shape[0]
+        vector = nn.Dense(WIDTH)(jnp.mean(image, axis=(1, 2)))
+        grid = jnp.broadcast_to(jnp.eye(6, WIDTH), (rows, 6, WIDTH))
+        embeddings = ContrastiveEmbeddings(vector, grid, jnp.mean(grid, axis=1))
+        return EncodedView(grid, embeddings)
+
+
+def test_cells_that_know_their_place_alone_have_no_spread_however_accurate():
+    task = dataclasses.replace(small_task(), encoder=PlaceEncoder(small_task().encoder.neck))
+    state = create_state(task, OPTIMIZER, jax.random.key(0), BATCH)
+    _, updates, metrics, _ = step(task, state)
+    _, _, metrics, _ = step(task, state.replace(extra=updates["extra"]))
+    assert metrics["accuracy/dense"] == 1.0
+    assert metrics["std/dense"] == 0.0 < metrics["std/query"]
+    sampled = dataclasses.replace(task, negatives="sampled")
+    _, updates, _, _ = step(sampled, state)
+    _, _, metrics, _ = step(sampled, state.replace(extra=updates["extra"]))
+    assert metrics["accuracy/dense"] < 1.0
 
 
 def test_bfloat16_networks_have_float32_losses_and_keys():

@@ -26,6 +26,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solojax.errors import InputError
+from solojax.train import checkpoints
 from solojax.train.checkpoints import Checkpointer, load_variables
 
 Momentum = namedtuple("Momentum", ["count", "trace"])
@@ -398,6 +399,43 @@ def test_a_full_disk_is_one_line_and_spares_earlier_checkpoints(tmp_path, asynch
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes")
+def test_a_failed_save_in_the_background_is_found_without_another_save(tmp_path):
+    large = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(400, 500)), jnp.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.check()  # nothing was saved, nothing failed
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+        try:
+            with pytest.raises(InputError, match="checkpoint 2 could not be saved"):
+                checkpointer.save(2, large, {})
+                deadline = time.monotonic() + 30
+                while time.monotonic() < deadline:
+                    checkpointer.check()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        checkpointer.save(3, large, {}, wait=True)
+        checkpointer.check()
+        assert saved_steps(tmp_path) == [3]
+
+
+def test_all_processes_go_by_the_list_of_process_0(tmp_path, monkeypatch):
+    """Shared storage may show another host a list that is some seconds old."""
+    state = make_state(0)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {}, wait=True)
+        checkpointer.save(2, state, {}, wait=True)
+        told = []
+        monkeypatch.setattr(
+            checkpoints, "gather_json", lambda seen: told.append(seen) or [[1], [2]]
+        )
+        assert checkpointer.latest_step() == 1
+        assert checkpointer.restore(state)[2] == 1
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        assert checkpointer.latest_step() == 1
+    assert told == [[1, 2], [1, 2], []]
+
+
 def test_an_error_of_the_run_is_not_hidden_by_one_of_the_save(tmp_path, caplog):
     def fail(self):
         raise InputError("the save failed too")
@@ -493,6 +531,7 @@ def test_load_variables_says_what_is_wrong_with_a_path(tmp_path):
 SAVE_FOREVER = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
+from solojax.train import checkpoints
 from solojax.train.checkpoints import Checkpointer
 
 def fresh():
@@ -578,6 +617,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.experimental import multihost_utils
 from solojax.errors import InputError
+from solojax.train import checkpoints
 from solojax.train.checkpoints import Checkpointer, load_variables
 
 assert jax.process_count() == 2

@@ -85,6 +85,10 @@ class Recorder:
         self._note("save", step)
         self.saved[step] = (float(state.params["w"]), metrics)
 
+    def check(self):
+        if "check" in self.failing:
+            raise self.failing["check"]
+
     def wait(self):
         self._note("wait")
 
@@ -251,8 +255,8 @@ def test_nothing_is_saved_before_the_first_step_or_where_checkpoints_are_off(tmp
         assert recorder.saved == {}
 
 
-@pytest.mark.parametrize("failing", ["write", "evaluate"])
-def test_a_failing_log_or_evaluation_saves_first(tmp_path, failing):
+@pytest.mark.parametrize("failing", ["write", "evaluate", "check"])
+def test_a_failing_log_evaluation_or_save_in_the_background_saves_first(tmp_path, failing):
     recorder = Recorder(**{failing: InputError("disk full")})
     with pytest.raises(InputError, match="disk full"):
         run(tmp_path, 9, recorder, log=3, evaluate=3, checkpoint=100)
