@@ -13,8 +13,10 @@ half the width at 96x96, for a CPU). Methods densecl (default) or moco (the glob
 dense head).
 
 The published runs had eight GPUs of 32 images each: batch 256, BatchNorm over groups of 32 images
-whatever the number of devices. Another batch size scales the learning rate with it. Published, on
-PASCAL VOC detection (Faster R-CNN, C4, trainval07+12, test 07), AP:
+whatever the number of devices. Another batch size scales the learning rate with it; for a large
+one let the rate rise slowly at the start, by optimizer.warmup_steps, such as 10 epochs at batch
+4,096 (3130 steps on ImageNet). Published, on PASCAL VOC detection (Faster R-CNN, C4, trainval07+12,
+test 07), AP:
 
     pre-training   MoCo-v2   DenseCL
     COCO           54.7      56.7

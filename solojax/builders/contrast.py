@@ -69,16 +69,22 @@ def build_contrast_task(config: ConfigDict, mesh: Mesh | None = None) -> DenseCL
         dense_warmup_steps=contrast.dense_warmup_steps,
         correspondence=contrast.correspondence,
         negatives=contrast.negatives,
-        shuffle=_shuffle(group or rows, rows, mesh) if contrast.shuffle else None,
+        shuffle=_shuffle(config, mesh),
         queue_sharding=_queue_sharding(config, mesh),
     )
 
 
-def _shuffle(group: int, rows: int, mesh: Mesh | None) -> GroupShuffle | None:
-    """Nothing to shuffle where all rows are one group."""
-    if group == rows:
+def is_one_group(config: ConfigDict) -> bool:
+    """Whether the whole batch is one group of BatchNorm: keys have no other to change to."""
+    return config.model.backbone.norm_group_images in (0, config.train.batch_size)
+
+
+def _shuffle(config: ConfigDict, mesh: Mesh | None) -> GroupShuffle | None:
+    if not config.contrast.shuffle or is_one_group(config):
         return None
-    return GroupShuffle(group, None if mesh is None else batch_sharding(mesh))
+    return GroupShuffle(
+        config.model.backbone.norm_group_images, None if mesh is None else batch_sharding(mesh)
+    )
 
 
 def _queue_sharding(config: ConfigDict, mesh: Mesh | None) -> NamedSharding | None:

@@ -28,7 +28,8 @@ published VOC07 SVM figures are the column mAP_area, mAP is the eleven-point fig
       --test-annotations voc07_test.json --shots 1,2,4,8,16,32,64,96
 
 The checkpoint is a run of any task, one checkpoint in it, or a PyTorch file with a backbone. Images
-are resized by the short side, their middle is cut out. On several processes, as in `solojax train`:
+are resized by the short side, their middle is cut out, as large as the views that a run of
+pre-training had. On several processes, as in `solojax train`:
 all extract features, process 0 trains the classifiers. The SVMs need scikit-learn:
 `pip install 'solojax[probe]'`."""
 
@@ -78,8 +79,19 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
         help="feature map of the backbone (default c5, the last)",
     )
     _add_number(parser, "--pool", 1, "side of the grid that the map is averaged to (default 1)")
-    _add_number(parser, "--short-side", 256, "pixels, images are resized to it (default 256)")
-    _add_number(parser, "--crop", 224, "pixels of both sides of the middle (default 224)")
+    _add_number(
+        parser,
+        "--short-side",
+        None,
+        "pixels, images are resized to it (default: 8/7 of --crop, 256 for 224)",
+    )
+    _add_number(
+        parser,
+        "--crop",
+        None,
+        "pixels of both sides of the middle (default: of the views that the checkpoint was "
+        "pre-trained on; 224 where that is not known)",
+    )
     _add_number(parser, "--batch-size", 128, "images of a step, on all devices (default 128)")
     _add_number(parser, "--threads", 8, "that read images, in each process (default 8)")
 
@@ -116,7 +128,7 @@ def _add_probe_flags(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--seed", 0, "of those draws and of random weights (default 0)")
 
 
-def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:
+def _add_number(parser: argparse.ArgumentParser, flag: str, default: int | None, text: str) -> None:
     parser.add_argument(flag, metavar="N", type=int, default=default, help=text)
 
 
@@ -126,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     from solojax.evaluators.linear_svm import COSTS
     from solojax.evaluators.probes import ProbeSettings
     from solojax.features import probing
-    from solojax.features.extraction import FeatureExtraction
+    from solojax.features.extraction import FeatureExtraction, image_sizes
     from solojax.inference.evaluation import write_json
     from solojax.train import distributed
 
@@ -141,20 +153,20 @@ def run(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         seed=args.seed,
     )
-    extraction = FeatureExtraction(
-        stage=int(args.stage[1:]),
-        pool=args.pool,
-        short_side=args.short_side,
-        crop=args.crop,
-        batch_size=args.batch_size,
-        threads=args.threads,
-    )
     if first:
         flags.check_output_file(args.output, "--output")
         flags.check_output_file(args.features_output, "--features-output")
     train = probing.load_labelled(args.train_images, args.train_annotations)
     test = probing.load_labelled(args.test_images, args.test_annotations)
-    outcome = probing.probe(_backbone(args), train, test, extraction, settings)
+    backbone = _backbone(args)
+    extraction = FeatureExtraction(
+        stage=int(args.stage[1:]),
+        pool=args.pool,
+        **image_sizes(backbone, args.short_side, args.crop),
+        batch_size=args.batch_size,
+        threads=args.threads,
+    )
+    outcome = probing.probe(backbone, train, test, extraction, settings)
     if first:
         print(probing.probe_table(outcome.figures))
     if args.output:

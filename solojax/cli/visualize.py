@@ -28,7 +28,7 @@ _OWN = {
     "grid": {"config": None, "level": 0},
     "correspondence": {
         "threshold": 0.9,
-        "size": (224, 224),
+        "size": None,
         "stage": 5,
         "seed": 0,
         "pictures": 20,
@@ -93,7 +93,8 @@ def _add_correspondence_flags(group) -> None:
         "--size",
         metavar="HEIGHTxWIDTH",
         type=flags.canvas,
-        help="of the views; twice the size is twice as many cells a side (default 224x224)",
+        help="of the views; twice the size is twice as many cells a side (default: of those that "
+        "the first pre-trained checkpoint was trained on; 224x224 where that is not known)",
     )
     group.add_argument(
         "--stage",
@@ -149,14 +150,25 @@ def _draw_grid(args: argparse.Namespace) -> int:
 
 def _draw_correspondence(args: argparse.Namespace) -> int:
     from solojax.data.image_files import find_images
-    from solojax.features.correspondence_pictures import MatchSettings, compare_backbones, table
+    from solojax.features.correspondence_pictures import (
+        MatchSettings,
+        compare_backbones,
+        table,
+        view_settings,
+    )
     from solojax.inference.evaluation import write_json
 
     paths = find_images(args.images)
     folder = flags.make_workdir(args.output, "--output")
     threshold = None if args.threshold == _NO_THRESHOLD else args.threshold
-    settings = MatchSettings(args.size, args.stage, threshold, args.seed)
-    report = compare_backbones(_backbones(args), paths, folder, settings, args.pictures)
+    backbones = _backbones(args)
+    settings = MatchSettings(
+        **view_settings(backbones, args.size),
+        stage=args.stage,
+        threshold=threshold,
+        seed=args.seed,
+    )
+    report = compare_backbones(backbones, paths, folder, settings, args.pictures)
     write_json(report, folder / "correspondence.json")
     print(table(report))
     count = len(report["images"])

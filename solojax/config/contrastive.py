@@ -42,7 +42,9 @@ def _model() -> ConfigDict:
     model.backbone.norm = "batch_norm"
     model.backbone.frozen_stages = -1
     # Images whose statistics BatchNorm takes together. 32: the published runs, whatever the
-    # number of devices. 0: the whole batch.
+    # number of devices. 0: the whole batch. Then, as with the batch's own size, there is no other
+    # group for contrast.shuffle to move keys to: query and key share statistics, which give the
+    # positive away.
     model.backbone.norm_group_images = 32
     # Of both projection heads: inside, and E of the embeddings.
     model.hidden_channels = 2048
@@ -73,7 +75,7 @@ def _contrast() -> ConfigDict:
     # What of an image becomes a negative of the dense loss: pooled (its cells' mean) | sampled
     # (one of them).
     contrast.negatives = "pooled"
-    # Whether key images change BatchNorm groups (Shuffling BN).
+    # Whether key images change BatchNorm groups (Shuffling BN), of which there must be two.
     contrast.shuffle = True
     # Whether each device keeps only its part of the queues. Then the queries travel in place of
     # the queues' vectors: for long queues and small batches, and not for large batches.

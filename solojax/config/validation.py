@@ -224,6 +224,13 @@ def _check_contrast(config: ConfigDict) -> None:
             group,
             f"it must divide train.batch_size, {rows.batch_size}",
         )
+    if model.backbone.norm == "frozen_batch_norm" and not model.backbone.checkpoint:
+        raise _error(
+            "model.backbone.norm",
+            model.backbone.norm,
+            "random weights have no statistics to freeze; give batch_norm, or set "
+            "model.backbone.checkpoint",
+        )
     if rows.accumulate_steps != 1:
         raise _error(
             "train.accumulate_steps",

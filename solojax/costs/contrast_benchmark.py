@@ -43,7 +43,7 @@ def time_phases(
     batch = random_views(rows, canvas)
     state = jax.jit(parts.create_state)(jax.random.key(0))
     timing, augment = time_compiled(
-        f"colours of {rows} x 2 views", task.augment, repeats, batch.views, batch.seed
+        f"colours of {rows} x 2 views", task.augment, repeats, batch.views, batch.seed, 0
     )
     yield timing
     views = augment()

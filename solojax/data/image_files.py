@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from solojax.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_NAMED = 5  # suffixes of other files
 
 
 def find_images(what: str | Path) -> list[Path]:
@@ -33,3 +36,34 @@ def find_images(what: str | Path) -> list[Path]:
             f"({', '.join(SUFFIXES)})"
         )
     return images
+
+
+def sift_images(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """Names of image files, in their order, and how many of the others have which suffix.
+
+    Letter case does not matter in a suffix.
+    """
+    images, others = [], Counter()
+    for name in names:
+        if name.lower().endswith(SUFFIXES):
+            images.append(name)
+        else:
+            others[Path(name).suffix.lower()] += 1
+    return images, others
+
+
+def describe_others(others: Counter[str]) -> str:
+    """What `sift_images` has left in words: "4 other files (3 .heic, 1 without suffix)"."""
+    named, total = others.most_common(_NAMED), others.total()
+    kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in named]
+    rest = total - sum(count for _, count in named)
+    kinds += [f"{rest} more"] * (rest > 0)
+    return f"{total} other file{'s' * (total > 1)} ({', '.join(kinds)})"
+
+
+def no_image_there(others: Counter[str]) -> str:
+    """The end of a message about a folder in which `sift_images` finds no image."""
+    wanted = f"no image there ({', '.join(SUFFIXES)})"
+    if not others:
+        return f"{wanted}; check the folder"
+    return f"{wanted}, but {describe_others(others)}; convert them, or check the folder"

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from etils import epath
 
 from solojax.data.coco import load_coco_images
 from solojax.data.file_sizes import file_states
-from solojax.data.image_files import SUFFIXES
+from solojax.data.image_files import describe_others, no_image_there, sift_images
 from solojax.data.image_io import decode_image, read_image
 from solojax.data.records import INSTANCE_KINDS, RecordsSplit, open_split
 from solojax.data.records_manifest import check_contents
 from solojax.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
 
@@ -80,7 +83,8 @@ class RecordStore:
 class ImageList:
     """Images by position: what pre-training and probes read. Picklable, for worker processes.
 
-    JPEG, PNG, BMP, WebP and TIFF of any kind give RGB with 8 bits: see `image_io.decode_image`.
+    JPEG, PNG, BMP, GIF, WebP and TIFF of any kind give RGB with 8 bits, the first image of an
+    animation: see `image_io.decode_image`.
     Whether a file can be read turns out when it is read: BrokenImage, which the loader reports,
     counts as an invalid row, and passes over.
 
@@ -137,8 +141,9 @@ def list_folder(folder: str | Path) -> ImageList:
     """The images of a folder, in order of their names.
 
     A sub-folder is a class, its label the place of its name in sorted order; images lie in it at
-    any depth. A folder without sub-folders has no classes. What begins with a dot is passed over,
-    and letter case does not matter in a suffix. It is the order of `solojax prepare folder`.
+    any depth. A folder without sub-folders has no classes. What begins with a dot is passed over;
+    other files that are no images by their suffix, whose letter case does not matter, are counted
+    in the log. It is the order of `solojax prepare folder`.
 
     Raises:
       InputError: there is no image, or there are images beside folders.
@@ -148,20 +153,22 @@ def list_folder(folder: str | Path) -> ImageList:
         raise InputError(f"{folder}: no such image folder; give the folder of the images")
     entries = sorted((e for e in os.scandir(root) if not e.name.startswith(".")), key=_name)
     classes = [entry.name for entry in entries if entry.is_dir()]
-    flat = [entry.name for entry in entries if _is_image(entry.name) and entry.is_file()]
+    flat, others = sift_images(entry.name for entry in entries if entry.is_file())
     if classes and flat:
         raise InputError(
             f"{folder}: images ({flat[0]}, ...) beside folders ({classes[0]}, ...); give a folder "
             "of images, or one of class folders"
         )
-    labelled = [
-        (f"{name}/{inner}", label)
-        for label, name in enumerate(classes)
-        for inner in sorted(walk_images(root / name), key=Path)
-    ]
+    labelled = []
+    for label, name in enumerate(classes):
+        inside, strange = sift_images(walk_files(root / name))
+        labelled += [(f"{name}/{inner}", label) for inner in sorted(inside, key=Path)]
+        others += strange
     names = flat or [name for name, _ in labelled]
     if not names:
-        raise InputError(f"{folder}: no image there ({', '.join(SUFFIXES)}); check the folder")
+        raise InputError(f"{folder}: {no_image_there(others)}")
+    if others:
+        _logger.info("%s: %s passed over", folder, describe_others(others))
     labels = np.asarray([label for _, label in labelled], np.int32) if classes else None
     return ImageList(str(folder), tuple(names), labels, tuple(classes), FileStore(str(folder)))
 
@@ -196,8 +203,8 @@ def list_records(root: str | Path, split: str) -> ImageList:
     )
 
 
-def walk_images(folder: Path) -> Iterator[str]:
-    """Names of the image files in a folder and the folders in it, below the folder.
+def walk_files(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder and the folders in it, below the folder.
 
     Files and folders whose name begins with a dot are passed over.
     """
@@ -205,12 +212,8 @@ def walk_images(folder: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(path, folder)
         for name in files:
-            if _is_image(name):
+            if not name.startswith("."):
                 yield name if below == os.curdir else Path(below, name).as_posix()
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _name(entry: os.DirEntry) -> str:

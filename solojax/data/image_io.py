@@ -41,7 +41,8 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     """Decodes an image file's bytes to (H, W, 3) uint8 RGB.
 
     Grey images are repeated over the channels, transparency is dropped, 16 bits are cut to the
-    upper 8. The EXIF orientation is ignored, because COCO annotations refer to the stored pixels.
+    upper 8, and of an animation there is the first image. The EXIF orientation is ignored, because
+    COCO annotations refer to the stored pixels.
 
     Whether JPEG, PNG and WebP files reach their end marker is checked here: several versions of
     OpenCV fill the missing part of a truncated file with grey and say nothing.
@@ -72,9 +73,12 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of an image file's bytes, without decoding JPEG and PNG; None if broken."""
+    """(height, width) of an image file's bytes, without decoding JPEG, PNG and GIF; None if
+    broken."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
+        return int.from_bytes(data[8:10], "little"), int.from_bytes(data[6:8], "little")
     if data.startswith(b"\xff\xd8") and min(size := _jpeg_size(data) or (0, 0)):
         return size
     try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from solojax.data.coco import CocoDataset
-from solojax.data.image_files import SUFFIXES
-from solojax.data.image_folder import walk_images
+from solojax.data.image_files import describe_others, no_image_there, sift_images
+from solojax.data.image_folder import walk_files
 from solojax.data.image_io import encoded_size
 from solojax.data.instances import ImageRecord
 from solojax.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
@@ -22,22 +25,19 @@ _HEADER_BYTES = 64 * 1024
 def find_photos(folder: str | Path) -> list[str]:
     """The images in a folder and the folders in it: names below the folder, sorted.
 
-    What lies in a folder whose name begins with a dot is passed over.
+    What lies in a folder whose name begins with a dot is passed over; other files that are no
+    images by their suffix are counted in the log.
 
     Raises:
       InputError: there is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
         raise InputError(f"--images {folder}: no such folder; give the folder of the images")
-    names = [
-        name
-        for name in walk_images(Path(folder))
-        if not any(part.startswith(".") for part in Path(name).parts)
-    ]
+    names, others = sift_images(walk_files(Path(folder)))
     if not names:
-        raise InputError(
-            f"--images {folder}: no image there ({', '.join(SUFFIXES)}); check the folder"
-        )
+        raise InputError(f"--images {folder}: {no_image_there(others)}")
+    if others:
+        _logger.info("%s: %s passed over", folder, describe_others(others))
     return sorted(names, key=Path)
 
 

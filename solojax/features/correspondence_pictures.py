@@ -36,6 +36,7 @@ class MatchSettings:
 
     Attributes:
       size: (H, W) of the views, multiples of 32.
+      blur_sigma: (low, high) of the views' blur, in pixels; see `view_settings`.
       stage: n of the feature map Cn: 5, the backbone's last, is what the thesis and DenseCL's own
         matching read; lower ones are finer, and further from what pre-training has shaped.
       threshold: least similarity of a match that is kept; None for all.
@@ -43,6 +44,7 @@ class MatchSettings:
     """
 
     size: tuple[int, int] = (224, 224)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     stage: int = 5
     threshold: float | None = 0.9
     seed: int = 0
@@ -70,6 +72,24 @@ class ImageMatches:
             return self
         high = self.similarity >= threshold
         return dataclasses.replace(self, cells=self.cells[high], similarity=self.similarity[high])
+
+
+def view_settings(backbones: Sequence[FrozenBackbone], size: tuple[int, int] | None) -> dict:
+    """`size` and `blur_sigma` of `MatchSettings`: as the first pre-trained backbone has seen views.
+
+    As published where none was pre-trained here. In views of another size the strongest blur is as
+    strong as it was for what is seen.
+
+    Args:
+      backbones: what is compared.
+      size: (H, W) in the place of the backbone's; None for that.
+    """
+    known = (backbone.views for backbone in backbones if backbone.views is not None)
+    views = next(known, contrastive_config().views)
+    size = tuple(views.size) if size is None else size
+    low, high = views.blur_sigma
+    high *= min(size) / min(views.size)
+    return {"size": size, "blur_sigma": (min(low, high), high)}
 
 
 def compare_backbones(
@@ -136,7 +156,7 @@ def compare_backbones(
 def view_pairs(
     paths: Sequence[Path], settings: MatchSettings, skipped: list[str]
 ) -> Iterator[ViewPairs]:
-    """Two augmented views of every image, by the published augmentation and the seed alone.
+    """Two augmented views of every image, by the published augmentation and the settings alone.
 
     Files that cannot be read are named in a warning and added to `skipped`. The views of a file
     depend on its place in the list and on no other file.
@@ -144,6 +164,7 @@ def view_pairs(
     views = contrastive_config().views.to_dict()
     crops = {name: views.pop(name) for name in ("scale", "ratio", "flip_probability")}
     del views["size"]
+    views["blur_sigma"] = settings.blur_sigma
     files = ImageList("", tuple(map(str, paths)), None, (), FileStore(""))
     rows = TwoViewRows(files, **crops)
     seeds = (philox(settings.seed, _PURPOSE).random_raw(len(paths)) >> np.uint64(32)).astype(

@@ -25,6 +25,7 @@ from solojax.train.progress import progress_bar
 from solojax.train.sharding import batch_sharding, make_mesh, prefetch, replicate, replicated
 
 _STRIDE = 32  # of which the backbone's input sides are multiples
+_SHORT_SIDE, _CROP = 256, 224  # as published
 
 _logger = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ class Features:
 class FeatureExtraction:
     """How features are taken.
 
-    An image is resized by its short side, its middle cut out (256 and 224 pixels as published) and
-    normalised as the backbone was trained; BatchNorm has its running statistics.
+    An image is resized by its short side, its middle cut out (256 and 224 pixels as published; for
+    other backbones see `image_sizes`) and normalised as the backbone was trained; BatchNorm has its
+    running statistics.
 
     Attributes:
       stage: n of the feature map Cn, 2 to 5.
@@ -66,8 +68,8 @@ class FeatureExtraction:
 
     stage: int = 5
     pool: int = 1
-    short_side: int = 256
-    crop: int = 224
+    short_side: int = _SHORT_SIDE
+    crop: int = _CROP
     batch_size: int = 128
     threads: int = 8
 
@@ -90,6 +92,21 @@ class FeatureExtraction:
                 f"pool {self.pool} is more than the {cells} cells of C{self.stage} at {self.crop} "
                 "pixels; give less, or a larger crop"
             )
+
+
+def image_sizes(
+    backbone: FrozenBackbone, short_side: int | None = None, crop: int | None = None
+) -> dict[str, int]:
+    """`short_side` and `crop` of `FeatureExtraction`, from the backbone where they are not given.
+
+    The crop has the (shorter) side of the views that the backbone was pre-trained on, or as
+    published; to it the short side is what it is in the published sizes.
+    """
+    if crop is None:
+        crop = _CROP if backbone.views is None else min(backbone.views.size)
+    if short_side is None:
+        short_side = round(crop * _SHORT_SIDE / _CROP)
+    return {"short_side": short_side, "crop": crop}
 
 
 def make_extractor(

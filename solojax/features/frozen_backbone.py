@@ -42,7 +42,7 @@ class FrozenBackbone:
       variables: params and batch_stats of the network.
       pixel_mean: per channel, RGB, on pixels in [0, 255].
       pixel_std: likewise.
-      config: what describes the network, in `model.backbone`.
+      config: what describes the network, in `model.backbone`; of pre-training also `views`.
     """
 
     title: str
@@ -51,6 +51,11 @@ class FrozenBackbone:
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     config: ConfigDict
+
+    @property
+    def views(self) -> ConfigDict | None:
+        """Of the config: the views that it was pre-trained on; None where that is not known."""
+        return self.config.get("views")
 
     def features(self, variables: PyTree, pixels: Array, stage: int = _COARSEST) -> Array:
         """The feature map C2, C3, C4 or C5 of images, by running statistics; pure, to be jitted.

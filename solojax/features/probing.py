@@ -30,7 +30,7 @@ from solojax.train.progress import progress_bar
 from solojax.train.sharding import gather_json
 from solojax.train.start_checks import check_data, check_start
 
-_FIGURES = ("accuracy", "mAP", "mAP_area")
+_FIGURES = ("accuracy", "mAP_area", "mAP")  # the published one first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +137,8 @@ def probe_table(figures: dict) -> str:
     lines = [
         figures["checkpoint"],
         f"{counts['train']} training and {counts['test']} test images of {len(figures['classes'])} "
-        f"classes; {features['channels']} features of {features['stage'].upper()}",
+        f"classes; {features['channels']} features of {features['stage'].upper()}, of "
+        f"{features['crop']}x{features['crop']} pixels",
         " " * width + "".join(f"{kind:>10}" for kind in kinds),
     ]
     lines += [

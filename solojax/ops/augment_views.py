@@ -21,6 +21,7 @@ _FACTORS, _ORDER, _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _NUM_DRAWS = 0, 4, 8, 9, 1
 def augment_views(
     views: Array,
     seeds: Array,
+    first_view: int = 0,
     *,
     brightness: float,
     contrast: float,
@@ -42,13 +43,15 @@ def augment_views(
     from `blur_sigma`, each with its probability (thesis 5.3.1).
 
     All of a view's draws come from its row's seed and its place in the row alone, so that the
-    result depends neither on the batch nor on the number of devices. It is computed in float32
+    result depends neither on the batch nor on the number of devices, nor on whether the views of a
+    row are changed together. It is computed in float32
     (float64 for that type) without 8-bit rounding in between, which torchvision has on Pillow
     images.
 
     Args:
-      views: (B, 2, H, W, 3) uint8 RGB.
+      views: (B, V, H, W, 3) uint8 RGB, V views of every row that follow each other.
       seeds: (B,) uint32, each row's own.
+      first_view: the place in its row of `views[:, 0]`.
       brightness: b, not negative. 0.4 in the published runs.
       contrast: likewise, 0.4.
       saturation: likewise, 0.4.
@@ -62,7 +65,7 @@ def augment_views(
       dtype: of the result.
 
     Returns:
-      (B, 2, H, W, 3): (view - pixel_mean) / pixel_std.
+      (B, V, H, W, 3): (view - pixel_mean) / pixel_std.
 
     Raises:
       InputError: a setting is out of its range.
@@ -74,10 +77,11 @@ def augment_views(
     draw = functools.partial(
         _draw, strengths=strengths, probabilities=probabilities, blur_sigma=blur_sigma, dtype=exact
     )
-    draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(seeds, jnp.arange(views.shape[1]))
+    places = first_view + jnp.arange(views.shape[1])
+    draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(seeds, places)
     draws = {name: _merge_views(value) for name, value in draws.items()}
 
-    rgb = _merge_views(jnp.moveaxis(views, -1, -3)).astype(exact) / 255  # (2 B, 3, H, W)
+    rgb = _merge_views(jnp.moveaxis(views, -1, -3)).astype(exact) / 255  # (B V, 3, H, W)
     jittered = jitter_colors(rgb, draws["factors"], draws["order"])
     rgb = jnp.where(draws["is_jittered"][:, None, None, None], jittered, rgb)
     rgb = jnp.where(draws["is_gray"][:, None, None, None], to_grayscale(rgb), rgb)
@@ -118,7 +122,7 @@ def _draw(
 
 
 def _merge_views(array: Array) -> Array:
-    """(B, 2, ...) to (2 B, ...)."""
+    """(B, V, ...) to (B V, ...)."""
     return array.reshape(-1, *array.shape[2:])
 
 

@@ -16,6 +16,7 @@ from solojax.builders.contrast import (
     build_view_batches,
     build_view_plan,
     example_views,
+    is_one_group,
     load_image_list,
 )
 from solojax.config import to_json
@@ -28,6 +29,7 @@ from solojax.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
+_STRIDE = 32  # pixels from one cell of the backbone's last map to the next
 _TRIALS = 32  # images, one of which must be readable for a run to begin
 _ADVICE = {
     "data/broken_images": "each process names in its log the images that it could not read: mend "
@@ -41,6 +43,9 @@ def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
     Raises:
       InputError: bad data, or a first backbone that does not fit.
     """
+    if jax.process_index() == 0:
+        for line in doubts(config):
+            _logger.warning("warning: %s", line)
     images = load_image_list(config)
     _require_readable(images)
     check_data(training=images)
@@ -66,6 +71,35 @@ def contrast_run(config: ConfigDict, mesh: Mesh) -> TaskRun:
         advice=_ADVICE,
         renewable="extra/queues",
     )
+
+
+def doubts(config: ConfigDict) -> tuple[str, ...]:
+    """What of a valid config is hardly meant, and what to do: a line each."""
+    model, contrast = config.model, config.contrast
+    found = []
+    if contrast.shuffle and model.backbone.norm == "batch_norm" and is_one_group(config):
+        found.append(
+            f"contrast.shuffle does nothing, since the batch of {config.train.batch_size} is one "
+            "group of BatchNorm: query and key share statistics, which give the positive away; "
+            "set model.backbone.norm_group_images to at most half of train.batch_size"
+        )
+    cells = tuple(side // _STRIDE for side in config.views.size)
+    if model.dense and model.grid and any(s > c for s, c in zip(model.grid, cells, strict=True)):
+        wanted, there = ("x".join(map(str, sides)) for sides in (model.grid, cells))
+        found.append(
+            f"a grid of {wanted} out of a {there} map repeats cells; make views.size larger, or "
+            f"model.grid no larger than {there}"
+        )
+    if (
+        contrast.dense_weight == 1
+        and not contrast.dense_warmup_steps
+        and not model.backbone.checkpoint
+    ):
+        found.append(
+            "contrast.dense_weight=1 did not converge from random weights (thesis 5.3.4); set "
+            "contrast.dense_warmup_steps (10000 in Table 5.6) or model.backbone.checkpoint"
+        )
+    return tuple(found)
 
 
 def _require_readable(images: ImageList) -> None:

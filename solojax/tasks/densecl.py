@@ -43,8 +43,8 @@ class DenseCL:
     Attributes:
       encoder: images to `EncodedView`, see `ContrastiveEncoder`.
       normalize: views (..., H, W, 3) uint8 to what the encoder reads, of the same shape.
-      augment: (views (B, 2, H, W, 3) uint8, seeds (B,) uint32) to the same after random changes of
-        the colours.
+      augment: (views (B, V, H, W, 3) uint8, seeds (B,) uint32, place of the first in its row) to
+        the same after random changes of the colours, each row for itself.
       batch_size: B, images of a step.
       queue_length: Q of both queues; a multiple of B.
       momentum: of the key encoder's parameters.
@@ -65,7 +65,7 @@ class DenseCL:
 
     encoder: nn.Module
     normalize: Callable[[Array], Array]
-    augment: Callable[[Array, Array], Array]
+    augment: Callable[[Array, Array, int], Array]
     batch_size: int
     queue_length: int = 65536
     momentum: float = 0.999
@@ -160,12 +160,10 @@ class DenseCL:
         """
         self._require_whole(batch)
         shuffle_rng, match_rng, negative_rng = jax.random.split(rng, 3)
-        views = self.augment(batch.views, batch.seed)
-        query, batch_stats = self._encode(params, state.batch_stats, views[:, 0], batch.valid)
+        image = self._augment_view(batch.views[:, 0], batch.seed, 0)
+        query, batch_stats = self._encode(params, state.batch_stats, image, batch.valid)
         extra = dict(state.extra, key_params=self._moved_keys(state.extra["key_params"], params))
-        key, extra["key_batch_stats"] = self._encode_keys(
-            extra, views[:, 1], batch.valid, shuffle_rng
-        )
+        key, extra["key_batch_stats"] = self._encode_keys(extra, batch, shuffle_rng)
 
         def mean(rows: Array) -> Array:
             return jnp.sum(rows * weights["row"])
@@ -234,6 +232,10 @@ class DenseCL:
             jax.lax.stop_gradient(params),
         )
 
+    def _augment_view(self, images: Array, seeds: Array, view: int) -> Array:
+        """Images (B, H, W, 3) uint8, view number `view` of every row, as the encoder reads them."""
+        return self.augment(images[:, None], seeds, view)[:, 0]
+
     def _encode(self, params, batch_stats, image: Array, valid: Array):
         """(EncodedView, new running statistics) in training mode."""
         encoded, updated = self.encoder.apply(
@@ -245,12 +247,15 @@ class DenseCL:
         )
         return encoded, updated.get("batch_stats", batch_stats)
 
-    def _encode_keys(self, extra: dict, image: Array, valid: Array, rng: Array):
-        """The same by the key encoder, among other images."""
-        rows = (image, valid)
+    def _encode_keys(self, extra: dict, batch: ViewBatch, rng: Array):
+        """The same of the second views by the key encoder, among other images."""
+        rows = (batch.views[:, 1], batch.seed, batch.valid)
+        # Before the colours change: what travels is a quarter of the augmented images' bytes.
         if self.shuffle is not None:
             rows = self.shuffle.shuffle(rows, rng)
-        encoded, stats = self._encode(extra["key_params"], extra["key_batch_stats"], *rows)
+        pixels, seeds, valid = rows
+        image = self._augment_view(pixels, seeds, 1)
+        encoded, stats = self._encode(extra["key_params"], extra["key_batch_stats"], image, valid)
         if self.shuffle is not None:
             encoded = self.shuffle.unshuffle(encoded, rng)
         return encoded, stats

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import pytest
 from helpers.small_densecl import use_small_backbone
@@ -100,7 +98,9 @@ def test_info_as_a_table():
     assert head.split() == "GFLOP at 64x32, 4 images a step DenseCL MoCo-v2 ratio".split()
     (step,) = [line for line in lines if line.startswith("training step, an image")]
     dense, plain, ratio = map(float, step.split()[-3:])
-    assert ratio > 1 and math.isclose(dense / plain, ratio, abs_tol=0.2)
+    shown = 0.0005  # what is lost of figures with three decimals
+    assert (dense - shown) / (plain + shown) < ratio < (dense + shown) / (plain - shown)
+    assert ratio > 1
 
 
 @pytest.mark.slow

@@ -119,6 +119,16 @@ def test_class_folders(photos, tmp_path):
         assert arrays["classes"].tolist() == ["blue", "green", "red"]
 
 
+def test_images_are_as_large_as_the_views_were(photos, tmp_path):
+    output = tmp_path / "probes.json"
+    words = ["--batch-size", "8", "--threads", "2", "--k", "3", "--probes", "knn"]
+    outcome = call("probe", *RANDOM, *words, *sets(photos), "--output", output)
+    assert outcome.code == 0, outcome
+    features = json.loads(output.read_text())["features"]
+    assert (features["short_side"], features["crop"]) == (110, 96)
+    assert "12 features of C5, of 96x96 pixels" in outcome.out
+
+
 def test_coco_jsons(photos, tmp_path):
     words = []
     for name in ("train", "test"):
@@ -133,7 +143,8 @@ def test_coco_jsons(photos, tmp_path):
         assert [precision[name] for name in COLORS] == pytest.approx([1, 1, 1])
         assert precision["thing"] < 0.9  # which has no colour
         assert figures[kind]["mAP"] == pytest.approx(np.mean(list(precision.values())))
-    assert "mAP_area" in outcome.out and "accuracy" not in outcome.out
+    header = outcome.out.splitlines()[2]
+    assert header.split() == ["mAP_area", "mAP"]
 
 
 @pytest.mark.slow

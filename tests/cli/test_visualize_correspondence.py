@@ -16,7 +16,7 @@ from helpers.tiny_run import call, refusal
 from solojax.builders.contrast import build_contrast_task, example_views
 from solojax.builders.network import build_backbone
 from solojax.config import base_config, load_config, to_json
-from solojax.features.correspondence_pictures import MatchSettings, view_pairs
+from solojax.features.correspondence_pictures import MatchSettings, view_pairs, view_settings
 from solojax.features.frozen_backbone import load_backbone
 from solojax.interop.safetensors_file import write_safetensors
 from solojax.train.checkpoints import Checkpointer
@@ -35,7 +35,7 @@ def small_backbone():
         return SmallBackbone(group, dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("build_contrast", "frozen_backbone"):
+        for module in ("builders.contrast", "features.frozen_backbone"):
             patch.setattr(f"solojax.{module}.build_backbone", build)
         yield
 
@@ -133,7 +133,7 @@ def test_every_kind_of_checkpoint_is_compared(runs, compared):
 def test_counts_are_those_of_two_loops(runs, compared):
     _, _, report = compared
     backbone = load_backbone(runs / "contrast")
-    settings = MatchSettings((32, 32))
+    settings = MatchSettings((32, 32), (0.1, 0.9))
     paths = sorted((runs / "photos").iterdir())
     (pairs,) = view_pairs(paths, settings, [])
     pixels = pairs.pixels[: len(paths)]
@@ -166,6 +166,27 @@ def test_the_same_seed_gives_the_same_files_and_another_others(runs, compared, t
     ]
     other = report_of(compare(runs, tmp_path / "other", "--seed", "1"), tmp_path / "other")
     assert other["images"] != again["images"] and other["settings"]["seed"] == 1
+
+
+def test_views_are_those_of_pretraining_unless_given(runs, tmp_path):
+    contrast, segment = (load_backbone(runs / name) for name in ("contrast", "segment"))
+    trained = {"size": (32, 32), "blur_sigma": (0.1, 0.9)}
+    assert view_settings([contrast], None) == view_settings([segment, contrast], None) == trained
+    assert view_settings([segment], None) == {"size": (224, 224), "blur_sigma": (0.1, 2.0)}
+    assert view_settings([contrast], (96, 64))["blur_sigma"] == pytest.approx((0.1, 1.8))
+    assert view_settings([segment], (112, 224))["blur_sigma"] == pytest.approx((0.1, 1.0))
+    settings = report_of(compare(runs, tmp_path, flags=()), tmp_path)["settings"]
+    assert settings["size"] == [32, 32] and settings["blur_sigma"] == [0.1, 0.9]
+
+
+def test_blur_follows_the_settings(runs):
+    paths = sorted((runs / "photos").iterdir())
+    sharp, blurred = (
+        next(view_pairs(paths, MatchSettings((32, 32), sigma), [])).pixels[:3]
+        for sigma in ((0.1, 0.1), (2.0, 2.0))
+    )
+    roughness = [np.abs(np.diff(pixels, axis=2)).mean() for pixels in (sharp, blurred)]
+    assert roughness[1] < 0.9 * roughness[0]
 
 
 def test_without_a_threshold_all_matches_are_drawn_and_only_some_images(runs, tmp_path):

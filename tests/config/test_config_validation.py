@@ -112,3 +112,10 @@ def test_errors_name_key_value_and_what_is_allowed(values, parts):
 def test_pretraining_refuses_what_it_would_ignore(key, value):
     with pytest.raises(InputError, match=f"'{key}' is .*{value}"):
         load_config("configs/densecl.py", [f"--config.{key}={value}"])
+
+
+def test_pretraining_freezes_no_statistics_of_random_weights():
+    frozen = "--config.model.backbone.norm=frozen_batch_norm"
+    with pytest.raises(InputError, match="'model.backbone.norm' is 'frozen_batch_norm': random"):
+        load_config("configs/densecl.py", [frozen])
+    load_config("configs/densecl.py", [frozen, "--config.model.backbone.checkpoint=r50.pth"])

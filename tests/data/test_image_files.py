@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from solojax.data.image_files import find_images
+from solojax.data.image_files import describe_others, find_images, sift_images
 from solojax.errors import InputError
 
 
@@ -45,3 +45,13 @@ def test_patterns(folder, pattern, expected):
 def test_nothing_to_find(folder, what):
     with pytest.raises(InputError, match="no image there; give a file, a folder or"):
         find_images(folder / what)
+
+
+def test_images_by_their_suffix_and_what_else_there_is():
+    images, others = sift_images(["b.JPG", "x.heic", "a.gif", "y.HEIC", "README", "z.txt"])
+    assert images == ["b.JPG", "a.gif"]
+    assert describe_others(others) == "4 other files (2 .heic, 1 without suffix, 1 .txt)"
+    _, others = sift_images([*"abcd", *(f"{i}.{i}" for i in range(10))])
+    assert describe_others(others).startswith("14 other files (4 without suffix, 1 .0, ")
+    assert describe_others(others).endswith(", 6 more)")
+    assert describe_others(sift_images(["a.txt"])[1]) == "1 other file (1 .txt)"

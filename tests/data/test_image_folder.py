@@ -43,8 +43,22 @@ def test_class_folders(tmp_path):
     )
 
 
+def test_other_files_are_counted_in_one_line(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = write_class_folders(tmp_path / "images", CLASSES)
+    list_folder(folder)
+    assert not caplog.records
+    for name in ("cat/a.heic", "cat/deep/b.HEIC", "bee/notes.txt", "licence", "cat/.c.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image")
+    assert list_folder(folder).names == NAMES
+    (record,) = caplog.records
+    assert str(folder) in record.getMessage()
+    assert "4 other files (2 .heic, 1 without suffix, 1 .txt) passed over" in record.getMessage()
+
+
 def test_a_flat_folder_and_every_format(tmp_path):
-    for suffix in ("jpg", "JPEG", "Png", "bmp", "WEBP", "tiff"):
+    for suffix in ("jpg", "JPEG", "Png", "bmp", "GIF", "WEBP", "tiff"):
         data = cv2.imencode(f".{suffix.lower()}", np.full((5, 6, 3), 80, np.uint8))[1]
         (tmp_path / f"a.{suffix}").write_bytes(data.tobytes())
     for path in (GOLDEN / "views" / "odd_files").iterdir():
@@ -52,7 +66,7 @@ def test_a_flat_folder_and_every_format(tmp_path):
     (tmp_path / "readme.md").write_text("no image")
     images = list_folder(tmp_path)
     assert images.labels is None and images.class_names == ()
-    assert list(images.names) == sorted(images.names) and len(images) == 12
+    assert list(images.names) == sorted(images.names) and len(images) == 13
     for index in range(len(images)):
         image = images.read_image(index)
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
@@ -127,12 +141,13 @@ def test_folders_without_images(tmp_path, case):
     if case != "absent":
         folder.mkdir()
     if case == "no image":
-        (folder / "a.txt").write_text("text")
+        (folder / "a.heic").write_text("no image")
     if case in ("empty classes", "mixed"):
         (folder / "ant").mkdir()
     if case == "mixed":
         (folder / "a.png").write_bytes(b"")
     expected = {"absent": "no such image folder", "mixed": "beside folders"}
+    expected["no image"] = r"no image there \(.*\), but 1 other file \(1 .heic\); convert"
     with pytest.raises(InputError, match=expected.get(case, "no image there")) as error:
         list_folder(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)

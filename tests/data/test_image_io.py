@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.golden import GOLDEN
 
-from solojax.data.image_io import check_image_size, read_image
+from solojax.data.image_io import check_image_size, encoded_size, read_image
 from solojax.errors import BrokenImage, InputError
 
 HEIGHT, WIDTH = 40, 56
@@ -169,6 +169,20 @@ def test_odd_files_give_the_colours_of_their_first_frame(name):
     np.testing.assert_allclose(
         image.astype(int), np.broadcast_to(expected, (16, 48, 3)), rtol=0, atol=tolerance
     )
+
+
+def test_a_gif_is_its_first_image_and_has_its_size_in_the_header(tmp_path):
+    animation = cv2.Animation()
+    animation.frames = [np.full((20, 30, 3), color, np.uint8) for color in (40, 200)]
+    animation.durations = [100, 100]
+    path = tmp_path / "a.gif"
+    assert cv2.imwriteanimation(str(path), animation)
+    image = read_image(path)
+    assert image.shape == (20, 30, 3) and abs(image.mean() - 40) < 20  # the palette is dithered
+    assert encoded_size(path.read_bytes()[:10]) == (20, 30)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BrokenImage):
+        read_image(path)
 
 
 def test_one_bit_files():

@@ -22,8 +22,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_all_images_are_found_and_measured(folder):
+def test_all_images_are_found_and_measured(folder, caplog):
+    caplog.set_level("INFO")
     names = find_photos(folder)
+    assert "1 other file (1 .txt) passed over" in caplog.text
     assert names == ["deep/er/x.PNG", "deep/y.webp", "deep/z.bmp", "x.jpg"]
     assert read_sizes(folder, names) == [(151, 200), (152, 200), (153, 200), (150, 200)]
 
@@ -51,6 +53,9 @@ def test_nothing_there(folder):
         find_photos(folder / "nowhere")
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match="no image there"):
+        find_photos(folder / "empty")
+    (folder / "empty" / "a.heic").touch()
+    with pytest.raises(InputError, match="no image there.*but 1 other file .1 .heic.; convert"):
         find_photos(folder / "empty")
     with pytest.raises(InputError, match="none of the 1 files"):
         photo_dataset(folder, ["a.jpg"], [None])

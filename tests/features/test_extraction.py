@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import jax
 import numpy as np
 import pytest
 from helpers.probe_process import use_small_untrained_backbone
 
-from solojax.config import load_config
+from solojax.config import base_config, load_config
 from solojax.data.center_crop import CenterCropRows
 from solojax.data.image_folder import list_folder
 from solojax.errors import InputError
-from solojax.features.extraction import FeatureExtraction, make_extractor
+from solojax.features.extraction import FeatureExtraction, image_sizes, make_extractor
 from solojax.features.frozen_backbone import FrozenBackbone, untrained_backbone
 from solojax.train.sharding import make_mesh
 
@@ -97,6 +99,15 @@ def test_a_grid_row_by_row(images, backbone, alone):
 def test_what_is_broken_is_told(images, backbone, caplog):
     extract(images, backbone)
     assert "2 of 11 images could not be read" in caplog.text
+
+
+def test_sizes_are_those_of_pretraining_unless_given(backbone):
+    assert image_sizes(backbone) == {"short_side": 110, "crop": 96}
+    assert image_sizes(backbone, crop=64) == {"short_side": 73, "crop": 64}
+    assert image_sizes(backbone, short_side=96) == {"short_side": 96, "crop": 96}
+    other = dataclasses.replace(backbone, config=base_config())
+    assert image_sizes(other) == {"short_side": 256, "crop": 224}
+    FeatureExtraction(**image_sizes(other))
 
 
 def test_nothing_can_be_read(tmp_path, backbone):

@@ -44,7 +44,7 @@ def build_task(
     return DenseCL(
         ContrastiveEncoder(backbone, DenseCLNeck(256, 128, grid)),
         normalize,
-        lambda views, seeds: normalize(views),
+        lambda views, seeds, first_view: normalize(views),
         batch_size,
         queue_length=QUEUE_LENGTH,
         **options,

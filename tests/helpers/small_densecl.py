@@ -44,14 +44,15 @@ class SmallBackbone(nn.Module):
 
 
 def small_task(*, group=None, grid=(2, 3), dense=True, dtype=jnp.float32, **options) -> DenseCL:
-    """A task whose augmentation darkens every view by its row's seed."""
+    """A task whose augmentation darkens every view by its row's seed and its place in the row."""
 
     def normalize(views):
         return (views.astype(dtype) - 128) / 64
 
-    def augment(views, seeds):
-        darker = (seeds % 7).astype(dtype) / 10
-        return normalize(views) - darker[:, None, None, None, None]
+    def augment(views, seeds, first_view=0):
+        darkest = 7 - 2 * (first_view + jnp.arange(views.shape[1]))
+        darker = (seeds[:, None] % darkest).astype(dtype) / 10
+        return normalize(views) - darker[..., None, None, None]
 
     encoder = ContrastiveEncoder(
         SmallBackbone(group, dtype), DenseCLNeck(10, WIDTH, grid, dense, dtype)
@@ -74,7 +75,7 @@ def use_plain_colors(monkeypatch) -> None:
     """Leaves the colours of contrastive configs' views as they are, for tests of something else:
     what changes them takes as long to compile as all the rest of a step."""
 
-    def normalize(views, seeds, *, pixel_mean, pixel_std, dtype, **settings):
+    def normalize(views, seeds, first_view=0, *, pixel_mean, pixel_std, dtype, **settings):
         return normalize_pixels(views, pixel_mean, pixel_std, dtype)
 
     monkeypatch.setattr("solojax.builders.contrast.augment_views", normalize)

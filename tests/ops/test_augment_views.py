@@ -135,6 +135,16 @@ def test_devices_do_not_change_anything_nor_talk():
         assert f" {collective}(" not in text
 
 
+def test_a_view_alone_is_what_it_is_beside_the_other():
+    """With its place; without it the second would get the first one's draws."""
+    both = np.asarray(compiled()(VIEWS, SEEDS))
+    for view in range(2):
+        alone = compiled(first_view=view)(VIEWS[:, view : view + 1], SEEDS)
+        np.testing.assert_allclose(alone[:, 0], both[:, view], rtol=0, atol=1e-6)
+    misplaced = np.asarray(compiled(first_view=0)(VIEWS[:, 1:], SEEDS))
+    assert np.abs(misplaced[:, 0] - both[:, 1]).max() > 1e-2
+
+
 def test_views_and_seeds_differ():
     same = np.broadcast_to(VIEWS[:1, :1], VIEWS.shape)
     result = np.asarray(compiled(jitter_probability=1.0)(same, SEEDS)).reshape(16, -1)

@@ -14,7 +14,7 @@ from solojax.cli.main import main
 from solojax.config import base_config, load_config
 from solojax.errors import InputError
 from solojax.inference.segmenter import load
-from solojax.runs.contrast import contrast_run
+from solojax.runs.contrast import contrast_run, doubts
 from solojax.runs.pretrained import start_from_backbone
 from solojax.runs.training import run_training
 from solojax.train.checkpoints import load_variables
@@ -103,6 +103,49 @@ def test_images_none_of_which_can_be_read_are_refused(photos, tmp_path):
         run_training(small_config(tmp_path), tmp_path / "run")
     shutil.copy(photos / "0.png", tmp_path / "39.png")
     contrast_run(small_config(tmp_path), make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (
+            ["train.batch_size=32"],
+            ["contrast.shuffle does nothing", "batch of 32", "half of train"],
+        ),
+        (["model.backbone.norm_group_images=0"], ["contrast.shuffle does nothing", "batch of 64"]),
+        (["model.grid=(3,4)"], ["grid of 3x4 out of a 3x3 map", "no larger than 3x3"]),
+        (["contrast.dense_weight=1.0"], ["dense_weight=1 ", "contrast.dense_warmup_steps"]),
+    ],
+)
+def test_what_is_hardly_meant_is_told_with_what_to_do(changes, parts):
+    words = [f"--config.{change}" for change in changes]
+    (line,) = doubts(load_config("configs/densecl.py:tiny", words))
+    assert all(part in line for part in parts) and "\n" not in line, line
+
+
+@pytest.mark.parametrize(
+    ("variants", "changes"),
+    [
+        ("imagenet", []),
+        ("imagenet", ["model.grid=(7,7)"]),
+        ("tiny", ["train.batch_size=32", "contrast.shuffle=False"]),
+        ("tiny", ["train.batch_size=32", "model.backbone.norm=group_norm"]),
+        ("tiny", ["contrast.dense_weight=1.0", "contrast.dense_warmup_steps=10"]),
+        ("tiny", ["contrast.dense_weight=1.0", "model.backbone.checkpoint=r18.pth"]),
+        ("tiny,moco", ["model.grid=(9,9)"]),
+    ],
+)
+def test_what_may_be_meant_is_left_alone(variants, changes):
+    words = [f"--config.{change}" for change in changes]
+    assert doubts(load_config(f"configs/densecl.py:{variants}", words)) == ()
+
+
+def test_a_run_warns_once_and_then_does_as_it_is_told(photos, caplog):
+    config = small_config(photos, "--config.train.batch_size=2", "--config.model.grid=(1,1)")
+    run = contrast_run(config, make_mesh(jax.devices()[:1]))
+    assert run.task.shuffle is None
+    (record,) = (each for each in caplog.records if each.levelname == "WARNING")
+    assert record.getMessage().startswith("warning: contrast.shuffle does nothing")
 
 
 def test_what_segments_says_that_it_is_no_segmenter(finished, capsys):

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 from helpers.small_densecl import ROWS, WIDTH, random_views, small_state, small_task
-from helpers.tiny import assert_same_bits, quick_jit
+from helpers.tiny import assert_same_bits, quick_jit, relative_distance
 
 from solojax.errors import InputError
 from solojax.models.contrastive_encoder import EncodedView
 from solojax.models.densecl_neck import ContrastiveEmbeddings, DenseCLNeck
+from solojax.ops.augment_views import augment_views
 from solojax.ops.shuffle import GroupShuffle
 from solojax.train.state import create_state
 from solojax.train.step import make_train_step
@@ -115,6 +116,24 @@ def test_keys_come_from_the_moved_encoder_in_training_mode_and_enter_both_queues
         np.testing.assert_allclose(queue["vectors"][:ROWS], unit, rtol=0, atol=1e-5)
         np.testing.assert_array_equal(queue["vectors"][ROWS:], before["vectors"][ROWS:])
         assert queue["position"] == ROWS
+
+
+def test_keys_are_augmented_after_the_shuffle_as_if_before_it():
+    """Losses, gradients and keys are those of views that are augmented first and moved then."""
+    settings = {
+        "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1,
+        "jitter_probability": 0.8, "grayscale_probability": 0.2, "blur_probability": 0.5,
+        "blur_sigma": (0.1, 0.5), "pixel_mean": (128.0,) * 3, "pixel_std": (64.0,) * 3,
+    }  # fmt: skip
+    with jax.enable_x64(True):
+        augment = functools.partial(augment_views, **settings, dtype=np.float64)
+        task = small_task(group=4, shuffle=GroupShuffle(4), dtype=np.float64)
+        after = dataclasses.replace(task, augment=augment)
+        before = dataclasses.replace(task, augment=lambda views, seeds, first_view: views)
+        state = small_state(task, OPTIMIZER, np.float64)
+        found = step(after, state)
+        expected = step(before, state, BATCH.replace(views=augment(BATCH.views, BATCH.seed)))
+    assert relative_distance(found, expected) < 1e-12
 
 
 def test_queues_are_read_before_the_keys_enter():

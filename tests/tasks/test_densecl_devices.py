@@ -113,18 +113,26 @@ def compiled_step(group, **options):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_what_the_devices_send(group):
-    """Rows of images go to other devices; keys, gradients and sums to all; the batch to none."""
+    """Rows of images go to other devices, in 8 bits; keys, gradients and sums to all; the batch to
+    none."""
     compiled, state = compiled_step(group)
     found = collective_instructions(compiled.as_text())
     assert any(each.op == "all-to-all" for each in found)
     keys = ROWS * WIDTH * 4
-    rows_of_images = max(group, ROWS // 4) * SIDE * SIDE * 3 * 4
+    rows_of_images = max(group, ROWS // 4) * SIDE * SIDE * 3
     gathered = [each for each in found if each.op == "all-gather"]
     for each in gathered:
         assert each.bytes <= max(2 * keys, 0 if group <= ROWS // 4 else rows_of_images), each
     for each in found:
         if each.op in ("all-to-all", "collective-permute"):
             assert each.bytes <= rows_of_images, each
+    image_types = {
+        dtype
+        for each in found
+        for dtype, shape in each.arrays
+        if np.prod(shape) % (SIDE * SIDE * 3) == 0
+    }
+    assert image_types == {"u8"}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * 4
     reduced = sum(each.bytes * each.times for each in found if each.op == "all-reduce")
     assert reduced < 3 * parameters + 20_000

@@ -64,7 +64,7 @@ def accuracy(group, shuffle):
     task = DenseCL(
         ContrastiveEncoder(MarkedPixel(group), Corner()),
         normalize,
-        lambda images, seeds: normalize(images),
+        lambda images, seeds, first_view: normalize(images),
         ROWS,
         queue_length=2 * ROWS,
         dense_weight=0.0,
