@@ -29,12 +29,13 @@ def find_images(what: str | Path) -> list[Path]:
         found = path.iterdir()
     else:
         found = map(Path, glob.glob(str(what), recursive=True))
+    found = list(found)
     images = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
     if not images:
-        raise InputError(
-            f"--images {what}: no image there; give a file, a folder or a quoted pattern "
-            f"({', '.join(SUFFIXES)})"
-        )
+        advice = "give a file, a folder or a quoted pattern"
+        if path.is_dir() and any(p.is_dir() for p in found):
+            advice = f"folders in it are not looked into: give them as '{path}/*/*'"
+        raise InputError(f"--images {what}: no image there; {advice} ({', '.join(SUFFIXES)})")
     return images
 
 

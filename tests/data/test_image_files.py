@@ -41,6 +41,15 @@ def test_patterns(folder, pattern, expected):
     assert names(find_images(folder / pattern), folder) == expected
 
 
+def test_a_folder_of_folders_names_the_pattern_that_finds_their_images(folder):
+    (folder / "classes" / "hat").mkdir(parents=True)
+    (folder / "deep" / "d.webp").rename(folder / "classes" / "hat" / "d.webp")
+    with pytest.raises(InputError, match="folders in it are not looked into") as error:
+        find_images(folder / "classes")
+    pattern = str(error.value).split("'")[1]
+    assert names(find_images(pattern), folder) == ["classes/hat/d.webp"]
+
+
 @pytest.mark.parametrize("what", ["absent.jpg", "*.gif", "notes.*", "folder.png"])
 def test_nothing_to_find(folder, what):
     with pytest.raises(InputError, match="no image there; give a file, a folder or"):
