@@ -124,7 +124,8 @@ def _tiny(config: ConfigDict) -> None:
     search = config.free_mask
     search.short_side, search.long_side, search.canvas = 1024, 1536, "buckets"
     search.max_masks = config.self_training.max_labels = 40
-    search.min_center = None
+    search.min_center = search.min_maskness = None
+    search.components, search.min_piece_area = True, 16
     config.data.max_instances = 80  # half of them pasted
     # What is measured in pixels follows the short side, which is 640 to 800 as published.
     config.loss.ignored_bottom_rows = 4

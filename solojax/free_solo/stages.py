@@ -90,7 +90,13 @@ def free_mask_run(config: ConfigDict) -> FreeMaskRun:
             max_masks=search.max_masks,
             embedding_size=config.model.embedding,
         ),
-        filters=FreeMaskFilters(search.min_maskness, search.min_center, search.max_width),
+        filters=FreeMaskFilters(
+            min_maskness=search.min_maskness,
+            min_center=search.min_center,
+            max_width=search.max_width,
+            components=search.components,
+            min_piece_area=search.min_piece_area,
+        ),
         short_side=search.short_side,
         long_side=search.long_side,
         canvas=search.canvas,
@@ -163,7 +169,7 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
     usual, own = FreeMaskRun(), free_mask_run(config)
     names = {
         "settings": ("scales", "mask_threshold", "max_masks"),
-        "filters": ("min_maskness", "min_center", "max_width"),
+        "filters": tuple(field.name for field in dataclasses.fields(FreeMaskFilters)),
     }
     pairs = [(usual, own, name) for name in ("short_side", "long_side", "canvas", "semantics")]
     pairs += [
@@ -175,11 +181,13 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
         word
         for theirs, mine, name in pairs
         if getattr(theirs, name) != getattr(mine, name)
-        for word in (f"--{name}", _as_flag(getattr(mine, name)))
+        for word in _as_flag(name, getattr(mine, name))
     ]
 
 
-def _as_flag(value: object) -> str:
+def _as_flag(name: str, value: object) -> tuple[str, ...]:
+    if value is True:
+        return (f"--{name}",)
     if value is None:
-        return "off"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return f"--{name}", "off"
+    return f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

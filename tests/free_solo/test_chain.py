@@ -20,6 +20,7 @@ from solojax.data import label_file
 from solojax.free_solo import chain
 from solojax.free_solo.pseudo_labels import LabelRule
 from solojax.free_solo.stages import Stages, free_mask_run, recipe, round_config
+from solojax.postprocess.free_mask_labels import FreeMaskFilters
 from solojax.tasks.free_solo import FreeSOLO
 
 TINY = "configs/freesolo.py:tiny"
@@ -68,9 +69,11 @@ def test_the_recipe_names_every_stage_with_its_settings():
     assert search[:4] == ["solojax", "free-mask", "--checkpoint", f"{workdir}/backbone"]
     assert search[4:8] == ["--images", images, "--output", f"{workdir}/masks.json"]
     config = load_config(TINY, overrides)
+    search.remove("--components")
     given = dict(zip(search[8::2], search[9::2], strict=True))
+    assert given["--min_piece_area"] == str(config.free_mask.min_piece_area)
     assert given["--short_side"] == str(config.free_mask.short_side)
-    assert given["--min_center"] == "0.3"
+    assert given["--min_center"] == "0.3" and given["--min_maskness"] == "off"
     for words, name in ((first, "masks.json"), (second, "labels1.json")):
         assert {*overrides, f"--config.data.root={images}"} <= set(words)
         # Relative to data.root unless it is absolute.
@@ -112,6 +115,11 @@ def test_free_mask_settings_come_from_the_config():
         (0.5,), 3, 16,
     )  # fmt: skip
     assert (how.filters.max_width, how.filters.min_maskness, how.short_side) == (None, 0.7, 800)
+    assert not how.filters.components
+    overrides = ["--config.free_mask.min_piece_area=30", "--config.free_mask.max_width=0.5"]
+    tiny = free_mask_run(load_config(TINY, overrides))
+    assert tiny.filters == FreeMaskFilters(None, None, 0.5, components=True, min_piece_area=30)
+    assert tiny.described()["components"] is True and tiny.described()["min_piece_area"] == 30
 
 
 @pytest.mark.parametrize(
