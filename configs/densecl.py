@@ -72,9 +72,9 @@ def _tiny(config: ConfigDict) -> None:
     config.model.hidden_channels = 256
     config.contrast.queue_length = 2048
     config.contrast.momentum = 0.99
-    # Of the 3x3 cells of such a view all but one touch the border, so that a cell's place is easy to
-    # tell, and no mean of cells looks like any: pooled negatives are told apart by the place alone,
-    # and the dense head learns nothing of what is seen.
+    # Of the 3x3 cells of such a view all but one touch the border, so that a cell's place is easy
+    # to tell, and no mean of cells looks like any: pooled negatives are told apart by the place
+    # alone, and the dense head learns nothing of what is seen.
     config.contrast.negatives = "sampled"
     config.train.batch_size = 64
     config.train.epochs = None
