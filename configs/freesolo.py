@@ -127,6 +127,9 @@ def _tiny(config: ConfigDict) -> None:
     search.min_center = search.min_maskness = None
     search.components, search.min_piece_area = True, 16
     config.data.max_instances = 80  # half of them pasted
+    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
+    # threshold of their own, self_training.score_threshold.
+    config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
     # What is measured in pixels follows the short side, which is 640 to 800 as published.
     config.loss.ignored_bottom_rows = 4
     config.loss.pairwise_dilation = 1
