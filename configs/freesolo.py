@@ -124,8 +124,12 @@ def _tiny(config: ConfigDict) -> None:
     search = config.free_mask
     search.short_side, search.long_side, search.canvas = 1024, 1536, "buckets"
     search.max_masks = config.self_training.max_labels = 40
-    search.min_center = None
+    search.min_center = search.min_maskness = None
+    search.components, search.min_piece_area = True, 16
     config.data.max_instances = 80  # half of them pasted
+    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
+    # threshold of their own, self_training.score_threshold.
+    config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
     # What is measured in pixels follows the short side, which is 640 to 800 as published.
     config.loss.ignored_bottom_rows = 4
     config.loss.pairwise_dilation = 1
@@ -144,8 +148,10 @@ def _shrink(config: ConfigDict) -> None:
     config.model.mask_features.channels = 32
     config.model.mask_features.out_channels = 64
     config.model.grid.num_grids = (32, 28, 18, 12, 8)
-    config.model.grid.scale_ranges = ((1, 32), (16, 64), (32, 128), (64, 256), (128, 2048))
-    config.model.max_positives = 256
+    # An object has one level, where the published ranges overlap: half as many pairs. A step's time
+    # grows with the room for them: of tiles with 34 objects each, after copy-paste, 2% have more.
+    config.model.grid.scale_ranges = ((1, 24), (24, 48), (48, 96), (96, 192), (192, 2048))
+    config.model.max_positives = 192
     config.data.short_sides = (320,)
     config.data.long_side = 512
     config.data.canvas = config.evaluation.canvas = "buckets"

@@ -13,3 +13,7 @@ class InputError(Exception):
 
 class BrokenImage(InputError):
     """An image file that is absent, empty, truncated or in no format that can be read."""
+
+
+class ForeignLabels(InputError):
+    """A label file that another checkpoint, other settings or other images made."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from solojax.cli import flags
 from solojax.errors import InputError
 from solojax.train import distributed
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from solojax.data.instances import InstanceDataset
 
 _ONLY_FOR_CHECKPOINTS = ("checkpoint", "step", "config", "images", "save_predictions")
 
@@ -25,6 +31,9 @@ Of masks that were found without labels, with categories really ignored and CorL
 figures:
 
   solojax evaluate --class-agnostic --predictions masks.json --annotations instances_val2017.json
+
+Annotations without any segmentation, as VOC's, score the boxes alone: those of --predictions, and
+with --class-agnostic those of a checkpoint.
 
 On several processes, as in `solojax train`: the figures are those of one process.
 
@@ -125,7 +134,7 @@ def _score_file(args: argparse.Namespace) -> dict:
 
 
 def _score_checkpoint(args: argparse.Namespace) -> dict:
-    from solojax.builders.segmentation import check_same_classes, load_dataset, load_val_set
+    from solojax.builders.segmentation import check_same_classes
     from solojax.config.schema import flatten
     from solojax.evaluators.error_analysis import replace_masks_with_gt
     from solojax.inference.evaluation import Evaluation, write_json
@@ -144,7 +153,7 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
         config.evaluation.backend = args.backend
     config.evaluation.class_agnostic |= args.class_agnostic
     check_values(flatten(config))
-    dataset = load_dataset(args.annotations, args.images) if args.images else load_val_set(config)
+    dataset, kinds = _data_to_score(args, config)
     check_data(validation=dataset)
     names = tuple(name for _, name in model.categories)
     by_class = not config.evaluation.class_agnostic
@@ -154,7 +163,7 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
             _say("the checkpoint does not name its classes: they are taken in the data set's order")
     elif by_class:
         check_same_classes(names, dataset)
-    evaluation = Evaluation(model.task, config, dataset, names)
+    evaluation = Evaluation(model.task, config, dataset, names, kinds)
     _say(
         f"step {model.step} of {args.checkpoint} on {evaluation.num_images} images of "
         f"{dataset.annotation_path}"
@@ -165,3 +174,24 @@ def _score_checkpoint(args: argparse.Namespace) -> dict:
     if args.save_predictions:
         write_json(results, args.save_predictions)
     return evaluation.score(results)
+
+
+def _data_to_score(
+    args: argparse.Namespace, config: ConfigDict
+) -> tuple[InstanceDataset, tuple[str, ...]]:
+    """The images, and the kinds of figures that their annotations allow.
+
+    Where classes are ignored, annotations of boxes alone will do; a data set has masks otherwise.
+    """
+    from solojax.builders.segmentation import load_dataset, load_val_set, readable
+    from solojax.data.coco import load_coco_images
+    from solojax.evaluators.results import KINDS
+    from solojax.inference.evaluation import kinds_to_score
+
+    if not args.images:
+        return load_val_set(config), KINDS
+    if config.evaluation.class_agnostic:
+        kinds = kinds_to_score(args.annotations)
+        if kinds != KINDS:
+            return readable(load_coco_images(args.annotations, args.images)), kinds
+    return load_dataset(args.annotations, args.images), KINDS

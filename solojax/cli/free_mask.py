@@ -13,6 +13,7 @@ from solojax.train import distributed
 
 if TYPE_CHECKING:
     from solojax.features.frozen_backbone import FrozenBackbone
+    from solojax.postprocess.free_mask_labels import FreeMaskFilters
 
 HELP = """Object masks from a folder of images without any label (Free Mask, thesis 6.2.2).
 
@@ -128,6 +129,18 @@ def _add_filter_flags(parser: argparse.ArgumentParser) -> None:
             default=default,
             help=f"{meaning} (default {default})",
         )
+    group.add_argument(
+        "--components",
+        action="store_true",
+        help="every connected piece of a mask is an object of its own, for photos of many objects "
+        "that look alike; filters on boxes look at the pieces, --max_masks of which remain",
+    )
+    group.add_argument(
+        "--min_piece_area",
+        metavar="PIXELS",
+        type=_count,
+        help="with --components: pieces of fewer pixels of the file are dropped (default none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +148,6 @@ def run(args: argparse.Namespace) -> int:
     flags.start_distributed(args)
     flags.check_start(args)
     from solojax.free_solo.free_masks import FreeMaskRun, find_masks, load_photos
-    from solojax.postprocess.free_mask_labels import FreeMaskFilters
     from solojax.postprocess.free_masks import FreeMaskSettings
 
     first = distributed.process_id() in (None, 0)
@@ -145,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
         settings=FreeMaskSettings(
             scales=args.scales, mask_threshold=args.mask_threshold, max_masks=args.max_masks
         ),
-        filters=FreeMaskFilters(args.min_maskness, args.min_center, args.max_width),
+        filters=_filters(args),
         short_side=args.short_side,
         long_side=args.long_side,
         canvas=args.canvas,
@@ -164,6 +176,20 @@ def run(args: argparse.Namespace) -> int:
         print(_report(summary, args.output))
     distributed.finish()
     return 0
+
+
+def _filters(args: argparse.Namespace) -> FreeMaskFilters:
+    from solojax.postprocess.free_mask_labels import FreeMaskFilters
+
+    if args.min_piece_area is not None and not args.components:
+        raise InputError("--min_piece_area is of the pieces that --components makes: add that flag")
+    return FreeMaskFilters(
+        min_maskness=args.min_maskness,
+        min_center=args.min_center,
+        max_width=args.max_width,
+        components=args.components,
+        min_piece_area=args.min_piece_area or 0,
+    )
 
 
 def _backbone(args: argparse.Namespace) -> FrozenBackbone:

@@ -26,6 +26,13 @@ its masks, labels from that, a second training on them, predictions. What is don
 skipped, and what was stopped goes on. Written: W/backbone/, W/masks.json, W/round0/,
 W/labels1.json, W/round1/, W/predictions.json (COCO: images, masks, boxes, scores, embeddings) and
 W/overlays/. Rounds and filters are keys of the config, such as --config.self_training.rounds=2.
+--config.KEY=VALUE changes the segmenter; for another pre-training give a config by --pretraining,
+or the workdir of your own `solojax train --config configs/densecl.py:tiny --config.KEY=VALUE ...`
+by --backbone. --config.evaluation.KEY=VALUE makes the predictions of a chain that is done again.
+
+In the first training the target of the semantic loss is the embedding that Free Mask gave a mask,
+in later ones the embedding that the segmenter before predicted for it.
+
 The segmenter is then used like any other:
 
   solojax predict --checkpoint W/round1 --images 'other/*.jpg' --output out
@@ -33,7 +40,9 @@ The segmenter is then used like any other:
 
 --annotations takes the images of a COCO json with their ids, so that W/masks.json, W/labels1.json
 and W/predictions.json can be scored by `solojax evaluate --class-agnostic --predictions`. Files
-that are no images are named and left out. Several processes: as in `solojax train`."""
+that are no images are named and left out. Masks that another checkpoint, other settings or other
+images made are refused; --masks takes a label file as it is. Several processes: as in
+`solojax train`."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +59,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=flags.local_path,
         help="COCO json that lists the images to take; its ids, not its objects, are used",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="FILE",
+        type=flags.local_path,
+        help="a label file of the images made elsewhere, to learn from in place of Free Mask's",
     )
     flags.add_workdir_flag(parser)
     flags.add_config_flag(parser, default="configs/freesolo.py:tiny")
@@ -74,18 +89,21 @@ def run(args: argparse.Namespace) -> int:
     # First of all, so that the other processes hear of whatever is wrong here.
     flags.start_distributed(args, preemption=True)
     config, pretraining = _configs(args)
-    flags.make_workdir(args.workdir)
 
     from solojax.config.schema import flatten
     from solojax.free_solo.chain import run_free_solo
+    from solojax.free_solo.free_masks import load_photos
     from solojax.free_solo.stages import Stages, recipe
     from solojax.train.preemption import EXIT_CODE, Preempted
     from solojax.train.start_checks import check_start, check_workdir
 
     check_start(flatten(config))
+    # Before there is a workdir: without images there need be none.
+    dataset, unread = load_photos(args.images, args.annotations, config.data.threads)
+    flags.make_workdir(args.workdir)
     check_workdir(args.workdir)
     first = distributed.process_id() in (None, 0)
-    stages = Stages(args.workdir, config.self_training.rounds)
+    stages = Stages(args.workdir, config.self_training.rounds, args.masks)
     if first:
         print(
             recipe(
@@ -103,9 +121,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         summary = run_free_solo(
             config,
-            args.images,
+            dataset,
             args.workdir,
-            annotations=args.annotations,
+            unread=unread,
+            masks=args.masks,
             backbone=args.backbone,
             pretraining=pretraining,
         )
@@ -121,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 def _configs(args: argparse.Namespace) -> tuple[ConfigDict, ConfigDict | None]:
     """The chain's config, and that of pre-training unless there is a backbone."""
     from solojax.config import load_config
+    from solojax.free_solo.stages import check_same_backbone
 
     config = flags.read_config(args)
     if config.task != "free_solo":
@@ -137,6 +157,7 @@ def _configs(args: argparse.Namespace) -> tuple[ConfigDict, ConfigDict | None]:
             f"--pretraining {args.pretraining} is for {pretraining.task}: give one of "
             "configs/densecl.py"
         )
+    check_same_backbone(config, pretraining)
     return config, pretraining
 
 

@@ -98,6 +98,11 @@ def _free_mask() -> ConfigDict:
     free_mask.min_maskness = optional(float, 0.7)
     free_mask.min_center = optional(float, 0.2)
     free_mask.max_width = optional(float, 0.95)
+    # Whether each connected piece of a mask is an object of its own, for photos of many objects
+    # that look alike (not in the thesis), and from how many pixels of the file on. Filters on boxes
+    # look at the pieces; of two with an IoU above 0.5 the lower goes; max_masks of them remain.
+    free_mask.components = False
+    free_mask.min_piece_area = 0
     return free_mask
 
 

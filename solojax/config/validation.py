@@ -108,6 +108,7 @@ _MAY_BE_ZERO = (
     "strong.brightness",
     "strong.contrast",
     "strong.saturation",
+    "free_mask.min_piece_area",
     "loss.max_projection_weight",
     "loss.mean_projection_weight",
     "loss.projection_epsilon",

@@ -23,7 +23,7 @@ import numpy as np
 
 from solojax.data.coco import CocoDataset, parse_document, read_document
 from solojax.data.instances import Category, ImageRecord
-from solojax.errors import InputError
+from solojax.errors import ForeignLabels, InputError
 
 CATEGORY = Category(1, "object")
 _HEAD = '{"info": '
@@ -155,16 +155,16 @@ def check_fingerprint(
       settings: at hand, to name those that differ; None names none.
 
     Raises:
-      InputError: the fingerprint is another, or there is none.
+      ForeignLabels: the fingerprint is another, or there is none.
     """
     info = read_info(path)
     if info is None:
-        raise InputError(
+        raise ForeignLabels(
             f"{path}: it does not say what made it (no fingerprint in its info); remove it to have "
             "it made again, or name it as labels yourself"
         )
     if info.fingerprint != expected:
-        raise InputError(
+        raise ForeignLabels(
             f"{path}: stale or foreign labels, made by {info.checkpoint} "
             f"(fingerprint {info.fingerprint}) and not by {made_with} as it is now, with these "
             f"settings ({expected}){_differences(info.settings, settings)}; remove the file to "

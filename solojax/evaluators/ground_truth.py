@@ -21,6 +21,7 @@ from solojax.evaluators.entries import (
     place,
     read_json,
 )
+from solojax.evaluators.results import KINDS
 from solojax.evaluators.run_lengths import pixel_totals
 
 T = TypeVar("T")
@@ -75,6 +76,22 @@ def load_ground_truth(annotations: str | Path | Mapping, *, with_masks: bool = T
     for number, entry in enumerate(objects, start=1):
         entry["id"] = number
     return GroundTruth(images, dict(sorted(names.items())), objects)
+
+
+def kinds_in_annotations(annotations: str | Path) -> tuple[str, ...]:
+    """The figures that a COCO json allows: ("box",) where no object has a segmentation, as in VOC.
+
+    An empty list of polygons is none either. Of a json without any object both kinds can be told.
+
+    Raises:
+      InputError: the file cannot be read, or is no json.
+    """
+    document = read_json(annotations, "annotations")
+    entries = document.get("annotations") if isinstance(document, Mapping) else None
+    if not isinstance(entries, list) or not entries:
+        return KINDS
+    outlined = (not isinstance(entry, Mapping) or entry.get("segmentation") for entry in entries)
+    return KINDS if any(outlined) else ("box",)
 
 
 def _by_id(source: str, document: object, key: str, parse: Callable[[Mapping], T]) -> dict[int, T]:

@@ -4,14 +4,15 @@ Each stage leaves its result in the work directory and is skipped where that is 
 
     images.json        the images, as far as their headers tell (those cut off are found out later)
     backbone/          DenseCL on them, unless a backbone is given
-    masks.json         Free Mask
+    masks.json         Free Mask, unless a label file is given
     round0/            the first training, on masks.json
     labels1.json       what round 0 finds
     round1/            the second training, from the same start, on labels1.json; and so on
     predictions.json   what the last round finds, and overlays/ to look at
 
 Label files carry a fingerprint of the checkpoint, the settings and the images that they were made
-of, and checkpoints one of their labels: what does not belong together is refused, not mixed.
+of, and checkpoints one of their labels: what does not belong together is refused, not mixed. Only
+a label file that is given is taken as it is, whatever made it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from solojax.builders.segmentation import build_task
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset
 from solojax.data.image_io import read_image
-from solojax.errors import BrokenImage, InputError
+from solojax.errors import BrokenImage, ForeignLabels, InputError
 from solojax.features.frozen_backbone import load_backbone
-from solojax.free_solo.free_masks import find_masks, load_photos
+from solojax.free_solo.free_masks import find_masks
 from solojax.free_solo.part_files import PartFiles
 from solojax.free_solo.pseudo_labels import (
     LabelRule,
@@ -44,6 +45,7 @@ from solojax.free_solo.pseudo_labels import (
 from solojax.free_solo.stages import Stages, free_mask_run, pretraining_config, round_config
 from solojax.inference.prediction import file_names, picture_names, write_png
 from solojax.inference.segmenter import load, variable_shapes
+from solojax.runs.free_solo import load_label_set
 from solojax.runs.pretrained import start_from_backbone
 from solojax.runs.training import run_training
 from solojax.train.sharding import gather_json
@@ -71,10 +73,11 @@ class FreeSoloSummary:
 
 def run_free_solo(
     config: ConfigDict,
-    images: Path,
+    dataset: CocoDataset,
     workdir: Path,
     *,
-    annotations: Path | None = None,
+    unread: Sequence[str] = (),
+    masks: Path | None = None,
     backbone: str | None = None,
     pretraining: ConfigDict | None = None,
 ) -> FreeSoloSummary:
@@ -82,21 +85,26 @@ def run_free_solo(
 
     Args:
       config: of task free_solo; its data become the images and their labels.
-      images: a folder, at any depth without labels.
+      dataset: the images, without objects, as `load_photos` has them.
       workdir: takes everything.
-      annotations: a COCO json that says which images, and their ids; None for all in the folder.
+      unread: names of files that are no images, likewise.
+      masks: a label file of these images, for the first training in place of Free Mask's.
       backbone: a checkpoint of any kind; None pre-trains one on the images.
       pretraining: the config for that.
 
     Raises:
-      InputError: there is no image, or none that can be read; nothing was found to learn from; or
-        the work directory holds what other images, settings or checkpoints have left.
+      InputError: no image can be read; `masks` do not fit the images or the config; nothing was
+        found to learn from; or the work directory holds what other images, settings or checkpoints
+        have left.
       Preempted: SIGTERM asked a training to end; its state is saved.
     """
-    images, stages = images.absolute(), Stages(workdir.absolute(), config.self_training.rounds)
-    dataset, unread = load_photos(images, annotations, config.data.threads)
+    images = Path(dataset.image_root).absolute()
+    dataset = dataclasses.replace(dataset, image_root=str(images))
+    stages = Stages(workdir, config.self_training.rounds, masks).absolute()
     for name in unread:
         _logger.warning("image left out, since it cannot be read: %s", images / name)
+    if masks is not None:
+        _check_masks(config, dataset, stages)
     if backbone is None:
         _list_images(dataset, stages.images)
         backbone = str(stages.backbone)
@@ -104,7 +112,11 @@ def run_free_solo(
         run_training(pretraining_config(pretraining, images, stages), stages.backbone)
     _check_backbone(config, backbone)
 
-    summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
+    if masks is None:
+        summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
+    else:
+        summary, cut_off = summarize(label_file.load_labels(stages.labels(0), images)), ()
+        _report(stages.labels(0), summary)
     summaries = [summary]
     for number in range(stages.rounds + 1):
         if number:
@@ -114,6 +126,20 @@ def run_free_solo(
         run_training(own, stages.training(number))
     predictions = _predict(config, dataset, stages)
     return FreeSoloSummary(tuple(summaries), predictions, (*unread, *cut_off))
+
+
+def _check_masks(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> None:
+    """Says before the long work, not after, that labels made elsewhere cannot be learned from."""
+    backbone = str(stages.backbone)  # no matter which
+    labels, _ = load_label_set(round_config(config, Path(dataset.image_root), stages, 0, backbone))
+    known = {image.file_name for image in dataset.images}
+    foreign = [image.file_name for image in labels.images if image.file_name not in known]
+    if foreign:
+        raise InputError(
+            f"--masks {stages.masks}: {len(foreign)} of its {len(labels.images)} images with masks "
+            f"are not among those of {dataset.image_root}, {foreign[0]} the first: give the labels "
+            "of these images, with their names below the folder"
+        )
 
 
 def _list_images(dataset: CocoDataset, path: Path) -> None:
@@ -144,15 +170,21 @@ def _find_masks(
 ) -> tuple[LabelSummary, CocoDataset, tuple[str, ...]]:
     """What was found, the images that could be read to their end, and the names of the others."""
     _say("masks: %s", stages.labels(0))
-    find_masks(load_backbone(backbone), dataset, stages.labels(0), free_mask_run(config), unread)
+    how = free_mask_run(config)
+    try:
+        find_masks(load_backbone(backbone), dataset, stages.labels(0), how, unread)
+    except ForeignLabels as error:
+        raise InputError(
+            f"{error}; to learn from it as it is, give --masks {stages.labels(0)}"
+        ) from None
     found = label_file.load_labels(stages.labels(0), dataset.image_root)
     summary = summarize(found)
     _report(stages.labels(0), summary)
     if not summary.objects:
         raise InputError(
             f"{stages.labels(0)}: Free Mask found nothing in {summary.images} images; pre-train "
-            "the backbone for longer, or let weaker masks pass: remove the file and give "
-            "--config.free_mask.min_maskness=0.5"
+            "the backbone for longer, or let more masks pass: remove the file and switch filters "
+            "off, such as --config.free_mask.max_width=none"
         )
     known = {image.id for image in found.images}
     whole = tuple(image for image in dataset.images if image.id in known)
@@ -161,7 +193,11 @@ def _find_masks(
 
 
 def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int) -> LabelSummary:
-    """The pseudo-labels that round `number` learns from."""
+    """The pseudo-labels that round `number` learns from.
+
+    Predicted with the settings that the round before was trained with, not those of `config`: other
+    settings for the predictions at the end make no labels stale.
+    """
     rules = config.self_training
     rule = LabelRule(rules.score_threshold, rules.max_labels, rules.max_width)
     output, checkpoint = stages.labels(number), stages.training(number - 1)
@@ -179,9 +215,18 @@ def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int
 
 
 def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelSummary:
-    """What the last round finds, all scores, and pictures of what is likely."""
+    """What the last round finds, all scores, and pictures of what is likely.
+
+    With `config.evaluation` as it is now, whatever it was in training.
+    """
+
+    def with_settings(trained: ConfigDict) -> ConfigDict:
+        changed = trained.copy_and_resolve_references()
+        changed.evaluation = config.evaluation.copy_and_resolve_references()
+        return changed
+
     checkpoint = stages.training(stages.rounds)
-    model = load(checkpoint)
+    model = load(checkpoint, config=with_settings)
     _say("predictions: what round %d finds", stages.rounds)
     rule = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
     if jax.process_index() == 0:
@@ -195,7 +240,7 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
 
 
 def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
-    """Removes predictions of another model: nothing is built on them, so they need stop nobody.
+    """Removes predictions made otherwise: nothing is built on them, so they need stop nobody.
 
     The pictures go first: they would pass for those of the new predictions.
     """
@@ -207,7 +252,7 @@ def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
     if stages.overlays.exists():
         shutil.rmtree(stages.overlays)
     if predictions.exists():
-        _logger.info("%s is of another model or images: made again", predictions)
+        _logger.info("%s is of another model, images or settings: made again", predictions)
         predictions.unlink()
 
 

@@ -232,6 +232,7 @@ def _annotations(
         filters=how.filters,
         mask_threshold=how.settings.mask_threshold,
         semantics=how.semantics,
+        max_masks=how.settings.max_masks,
     )
     return [
         {"image_id": image_id, **each, "emb": label_file.embedding_as_list(each["emb"])}

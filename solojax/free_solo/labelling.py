@@ -100,7 +100,7 @@ def _look_for_work(output: Path, info: label_file.LabelInfo, parts: PartFiles) -
         label_file.check_fingerprint(output, info.fingerprint, info.checkpoint, info.settings)
         parts.remove()  # what a run left that was stopped between writing the file and this
         return None
-    return {"begun": parts.open(), "finished": sorted(parts.read())}
+    return {"begun": parts.open(), "finished": sorted({index for index, _, _ in parts.scan()})}
 
 
 def _merge(
@@ -112,10 +112,14 @@ def _merge(
 ) -> dict:
     """Writes the label file of all parts, in the order of the data set, and removes them.
 
+    Labels go from file to file, those of one image at a time: all of them would fill the memory.
+
     `names` are of the parts that this run has written, those of other processes included.
     """
-    found = parts.read(names)
-    images = [image for index, image in enumerate(dataset.images) if found[index] is not None]
+    places, objects = {}, {}  # where an image's labels lie, and how many they are, None: unread
+    for index, place, labels in parts.scan(names):
+        places[index], objects[index] = place, None if labels is None else len(labels)
+    images = [image for index, image in enumerate(dataset.images) if objects[index] is not None]
     if not images:
         raise InputError(
             f"none of the {len(dataset.images)} images of {dataset.annotation_path} can be read, "
@@ -124,13 +128,18 @@ def _merge(
     label_file.write(
         output,
         images=label_file.image_entries(images),
-        annotations=(a for index in range(len(dataset.images)) for a in found[index] or ()),
+        annotations=(
+            annotation
+            for index in range(len(dataset.images))
+            if objects[index]
+            for annotation in parts.load(places[index])
+        ),
         info=info,
     )
     parts.remove()
     return {
         "images": len(images),
-        "objects": sum(len(labels) for labels in found.values() if labels),
-        "without_objects": sum(labels == [] for labels in found.values()),
-        "unread": [i.file_name for n, i in enumerate(dataset.images) if found[n] is None],
+        "objects": sum(filter(None, objects.values())),
+        "without_objects": sum(count == 0 for count in objects.values()),
+        "unread": [i.file_name for n, i in enumerate(dataset.images) if objects[n] is None],
     }

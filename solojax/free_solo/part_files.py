@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,9 +16,13 @@ from solojax.train.shared_files import wait_for_files
 
 _OWNER = "run.json"
 
+Place = tuple[Path, int]  # of a result: its file, and the byte where its line begins
+
 
 class PartFiles:
     """The folder OUTPUT.parts beside a result, in which processes leave what they have finished.
+
+    A part has a line of json for every item: its number and its result.
 
     Args:
       output: the file that the parts are for.
@@ -36,9 +41,7 @@ class PartFiles:
         Raises:
           InputError: the parts are of other work.
         """
-        owner = self.folder / _OWNER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        begun = 0
+        owner, begun = self.folder / _OWNER, 0
         if owner.exists():
             known = _read(owner)
             begun = known["begun"]
@@ -47,15 +50,22 @@ class PartFiles:
                     f"{self.folder}: a run with another checkpoint, other settings or other images "
                     "was stopped there; remove the folder, or give another output"
                 )
-        _write(owner, {"fingerprint": self._fingerprint, "begun": begun + 1})
+        else:
+            self.remove()  # nobody knows what its parts were made with
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(owner, json.dumps({"fingerprint": self._fingerprint, "begun": begun + 1}))
         return begun
 
-    def read(self, names: Iterable[str] = ()) -> dict[int, Any]:
-        """All results that there are, by the number of the item.
+    def scan(self, names: Iterable[str] = ()) -> Iterator[tuple[int, Place, Any]]:
+        """All results that there are, one in memory at a time.
 
         Args:
           names: of parts that have to be among them: those that other processes have just written.
             Storage that hosts share may show them late, and later still in the folder's listing.
+
+        Yields:
+          The number of the item, the place of its result, for `load`, and the result. Of an item
+          that was done twice the later counts.
 
         Raises:
           InputError: one of `names` does not appear, or a part cannot be read.
@@ -67,21 +77,43 @@ class PartFiles:
                 f"{missing[0]}: written by another process, but not there ({len(missing)} such "
                 "files); the output must be on storage that all processes share"
             )
-        found: dict[int, Any] = {}
-        for path in sorted(named.union(self.folder.glob("part_*.json"))):
-            found.update((index, result) for index, result in _read(path)["items"])
-        return found
+        for path in sorted(named.union(self.folder.glob("part_*.jsonl"))):
+            with _told(path), open(path, "rb") as file:
+                place = 0
+                for line in file:
+                    index, result = json.loads(line)
+                    yield index, (path, place), result
+                    place += len(line)
+
+    def load(self, place: Place) -> Any:
+        """The result at a place that `scan` told.
+
+        Raises:
+          InputError: it cannot be read.
+        """
+        path, start = place
+        with _told(path), open(path, "rb") as file:
+            file.seek(start)
+            return json.loads(file.readline())[1]
 
     def remove_foreign(self) -> None:
-        """Removes the folder if its parts are of other work."""
+        """Removes the folder unless its parts are of this work."""
         owner = self.folder / _OWNER
-        if owner.exists() and _read(owner)["fingerprint"] != self._fingerprint:
+        if not owner.exists() or _read(owner)["fingerprint"] != self._fingerprint:
             self.remove()
 
     def remove(self) -> None:
-        """Removes the folder, if it is there."""
+        """Removes the folder, if it is there, and what is left of one whose removal was stopped.
+
+        It loses its name first: of a folder that is removed in part the owner may be gone and the
+        parts not, which would pass for those of the next run.
+        """
+        leaving = self.folder.with_name(f"{self.folder.name}.removed")
+        if leaving.exists():
+            shutil.rmtree(leaving)
         if self.folder.exists():
-            shutil.rmtree(self.folder)
+            self.folder.rename(leaving)
+            shutil.rmtree(leaving)
 
 
 class PartWriter:
@@ -103,7 +135,7 @@ class PartWriter:
     ):
         self.names: list[str] = []
         self._unused: Iterator[str] = (
-            f"part_{begun:04d}_{process:05d}_{number:06d}.json" for number in range(10**6)
+            f"part_{begun:04d}_{process:05d}_{number:06d}.jsonl" for number in range(10**6)
         )
         self._folder, self._most, self._seconds = parts.folder, items, seconds
         self._items: list[tuple[int, Any]] = []
@@ -125,20 +157,27 @@ class PartWriter:
         if self._items:
             name = next(self._unused)
             self._folder.mkdir(parents=True, exist_ok=True)  # may not show yet, made by another
-            _write(self._folder / name, {"items": self._items})
+            _write(self._folder / name, "".join(f"{json.dumps(item)}\n" for item in self._items))
             self.names.append(name)
         self._items, self._since = [], time.monotonic()
 
 
-def _write(path: Path, contents: dict) -> None:
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(contents))
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def _read(path: Path) -> dict:
-    try:
+    with _told(path):
         return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says of a file that cannot be read what to do."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot read what was finished before ({error}); remove the file to have it "

@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from solojax.config.validation import validate
+from solojax.errors import InputError
 from solojax.free_solo.free_masks import FreeMaskRun
 from solojax.postprocess.free_mask_labels import FreeMaskFilters
 from solojax.postprocess.free_masks import FreeMaskSettings
@@ -22,10 +23,12 @@ class Stages:
     Attributes:
       workdir: of the whole chain.
       rounds: of self-training, after the first training.
+      masks: a label file made elsewhere, which takes the place of Free Mask's; None for none.
     """
 
     workdir: Path
     rounds: int
+    masks: Path | None = None
 
     @property
     def images(self) -> Path:
@@ -39,7 +42,14 @@ class Stages:
 
     def labels(self, number: int) -> Path:
         """What round `number` learns from."""
-        return self.workdir / ("masks.json" if number == 0 else f"labels{number}.json")
+        if number == 0:
+            return self.masks or self.workdir / "masks.json"
+        return self.workdir / f"labels{number}.json"
+
+    def absolute(self) -> Stages:
+        """The same with absolute paths: a relative label file is looked for among the images."""
+        masks = self.masks and self.masks.absolute()
+        return Stages(self.workdir.absolute(), self.rounds, masks)
 
     def training(self, number: int) -> Path:
         """The work directory of round `number`."""
@@ -80,6 +90,40 @@ def round_config(
     return config
 
 
+def check_same_backbone(config: ConfigDict, pretraining: ConfigDict) -> None:
+    """Finds out before any work that pre-training makes the backbone that the segmenter wants.
+
+    A segmenter that goes on from `model.checkpoint` takes no backbone, and may have any.
+
+    Raises:
+      InputError: with the keys that differ.
+    """
+    if config.model.checkpoint:
+        return
+    ours, theirs = _backbone_of(config), _backbone_of(pretraining)
+    differing = [
+        f"model.{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]
+    ]
+    if differing:
+        raise InputError(
+            f"the backbones of --config and --pretraining differ, in {'; '.join(differing)}: give "
+            "a --pretraining config of the same backbone, or a --backbone that was trained before"
+        )
+
+
+def _backbone_of(config: ConfigDict) -> dict[str, object]:
+    """All that weights have to agree on; how they train may be another matter."""
+    model, backbone = config.model, config.model.backbone.to_dict()
+    for name in ("checkpoint", "frozen_stages", "train_norm_affine", "norm_group_images"):
+        backbone.pop(name, None)
+    if backbone["deformable"] == "none":
+        del backbone["deformable_stages"]
+    # Both kinds of batch norm have the same variables.
+    backbone["norm"] = backbone["norm"].removeprefix("frozen_")
+    values = {f"backbone.{name}": value for name, value in backbone.items()}
+    return values | {name: model[name] for name in ("pixel_mean", "pixel_std")}
+
+
 def free_mask_run(config: ConfigDict) -> FreeMaskRun:
     """How `config.free_mask` says that masks are found."""
     search = config.free_mask
@@ -90,7 +134,13 @@ def free_mask_run(config: ConfigDict) -> FreeMaskRun:
             max_masks=search.max_masks,
             embedding_size=config.model.embedding,
         ),
-        filters=FreeMaskFilters(search.min_maskness, search.min_center, search.max_width),
+        filters=FreeMaskFilters(
+            min_maskness=search.min_maskness,
+            min_center=search.min_center,
+            max_width=search.max_width,
+            components=search.components,
+            min_piece_area=search.min_piece_area,
+        ),
         short_side=search.short_side,
         long_side=search.long_side,
         canvas=search.canvas,
@@ -122,9 +172,7 @@ def recipe(
       backbone: that was given, or None.
       pretraining: the config of pre-training, as it was given.
     """
-    # Names of label files that are relative would be looked for among the images.
-    stages = Stages(stages.workdir.absolute(), stages.rounds)
-    images = images.absolute()
+    stages, images = stages.absolute(), images.absolute()
     data = [f"--config.data.root={images}", "--config.data.train_images="]
 
     def learn(spec: str, folder: Path, labels: Path, *more: str) -> str:
@@ -140,7 +188,8 @@ def recipe(
     search += _free_mask_flags(config)
     if annotations is not None:
         search += ["--annotations", annotations]
-    lines.append(_command("free-mask", *search))
+    given = f"masks made elsewhere: {stages.masks}"
+    lines.append(given if stages.masks else _command("free-mask", *search))
     more = list(overrides)
     if not config.model.checkpoint:
         more.append(f"--config.model.backbone.checkpoint={start}")
@@ -163,7 +212,7 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
     usual, own = FreeMaskRun(), free_mask_run(config)
     names = {
         "settings": ("scales", "mask_threshold", "max_masks"),
-        "filters": ("min_maskness", "min_center", "max_width"),
+        "filters": tuple(field.name for field in dataclasses.fields(FreeMaskFilters)),
     }
     pairs = [(usual, own, name) for name in ("short_side", "long_side", "canvas", "semantics")]
     pairs += [
@@ -175,11 +224,13 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
         word
         for theirs, mine, name in pairs
         if getattr(theirs, name) != getattr(mine, name)
-        for word in (f"--{name}", _as_flag(getattr(mine, name)))
+        for word in _as_flag(name, getattr(mine, name))
     ]
 
 
-def _as_flag(value: object) -> str:
+def _as_flag(name: str, value: object) -> tuple[str, ...]:
+    if value is True:
+        return (f"--{name}",)
     if value is None:
-        return "off"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return f"--{name}", "off"
+    return f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -21,8 +21,10 @@ from solojax.builders.segmentation import (
     with_whole_batches,
 )
 from solojax.data.instances import InstanceDataset
+from solojax.data.label_file import CATEGORY
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
+from solojax.evaluators.ground_truth import kinds_in_annotations
 from solojax.evaluators.label_results import load_predictions
 from solojax.evaluators.results import KINDS, kinds_in_results
 from solojax.inference.segmenter import coco_results, jit_predict, predict_batches
@@ -49,6 +51,7 @@ class Evaluation:
       dataset: the images; the config's validation set when None.
       class_names: of the network's labels; the data set's when None. Where classes are ignored they
         may be others than the data set's: then all results have its first category's id.
+      kinds: of figures, see `CocoEvaluator`.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Evaluation:
         config: ConfigDict,
         dataset: InstanceDataset | None = None,
         class_names: Sequence[str] | None = None,
+        kinds: Sequence[str] = KINDS,
     ):
         config = with_whole_batches(config, jax.process_count())
         dataset = load_val_set(config) if dataset is None else dataset
@@ -65,6 +69,7 @@ class Evaluation:
             _annotations_of(self._dataset, whole=len(self._dataset.images) == len(dataset.images)),
             backend=config.evaluation.backend,
             class_agnostic=config.evaluation.class_agnostic,
+            kinds=kinds,
         )
         self._category_ids = _ids_of_labels(
             self._dataset, class_names if config.evaluation.class_agnostic else None
@@ -156,7 +161,8 @@ def _ids_of_labels(dataset: InstanceDataset, class_names: Sequence[str] | None) 
     """The category id for each of the network's labels; all the first where they are others."""
     if class_names is None or tuple(class_names) == dataset.category_names:
         return dataset.category_ids
-    return (dataset.category_ids[0],) * len(class_names)
+    # Images that were read without their objects come without classes too.
+    return (*dataset.category_ids, CATEGORY.id)[:1] * len(class_names)
 
 
 def flatten_figures(figures: dict) -> dict[str, float]:
@@ -164,6 +170,14 @@ def flatten_figures(figures: dict) -> dict[str, float]:
     return {
         f"{kind}/{name}": value for kind in KINDS for name, value in figures.get(kind, {}).items()
     }
+
+
+def kinds_to_score(annotations: str | Path) -> tuple[str, ...]:
+    """What can be scored against annotations; the log says it where they have boxes alone."""
+    kinds = kinds_in_annotations(annotations)
+    if "mask" not in kinds:
+        _logger.warning("%s: no object has a segmentation: boxes alone are scored", annotations)
+    return kinds
 
 
 def score_file(
@@ -174,7 +188,9 @@ def score_file(
     class_agnostic: bool,
     perfect_masks: bool = False,
 ) -> dict:
-    """The evaluate form of an existing results or label file; of boxes alone without masks.
+    """The evaluate form of an existing results or label file.
+
+    Boxes alone are scored where the results have no masks, or the annotations none.
 
     `perfect_masks` replaces every mask by the ground-truth mask that it overlaps most.
 
@@ -184,11 +200,12 @@ def score_file(
     results = load_predictions(predictions, annotations, class_agnostic=class_agnostic)
     if perfect_masks:
         results = replace_masks_with_gt(results, annotations, source=str(predictions))
+    kinds = kinds_to_score(annotations)
     evaluator = CocoEvaluator(
         annotations,
         backend=backend,
         class_agnostic=class_agnostic,
-        kinds=kinds_in_results(results),
+        kinds=[kind for kind in kinds_in_results(results) if kind in kinds],
     )
     return evaluator.run(results, source=str(predictions))
 

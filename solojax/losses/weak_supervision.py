@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from solojax.losses.dice import dice_loss
 from solojax.ops.neighbors import neighbor_offsets
@@ -31,8 +34,9 @@ def projection_loss(
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnames=("dilation",))
 def pairwise_loss(
-    logits: Array, edges: Array, columns: Array, rows: Array, *, dilation: int = 2
+    logits: Array, edges: Array, columns: Array, rows: Array, dilation: int = 2
 ) -> Array:
     """Sums, over the edges that start in each mask's box, of what speaks against the edge.
 
@@ -41,7 +45,7 @@ def pairwise_loss(
 
     The pixels p and q have one term between them, and are an edge from p to q and from q to p: the
     terms of half of the directions are computed, and each is weighed with both edges. None of them
-    is kept for the gradient.
+    is kept for the gradient, which is written out below.
 
     Args:
       logits: (B, P, h, w).
@@ -55,22 +59,49 @@ def pairwise_loss(
       (B, P) sums; `count_edges` has the number of their terms.
     """
     offsets = neighbor_offsets(3, dilation)
+    inside, outside = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    box = rows[..., :, None] & columns[..., None, :]
+    total = 0.0
+    for index in range(len(offsets) // 2, len(offsets)):
+        here, there = _overlap(offsets[index], logits.shape[-2:])
+        term = -jnp.logaddexp(inside[here] + inside[there], outside[here] + outside[there])
+        forth, back = edges[:, None, index], edges[:, None, -1 - index]
+        count = (forth[here] & box[here]).astype(term.dtype)
+        count += (back[there] & box[there]).astype(term.dtype)
+        total += jnp.sum(term * count, axis=(-2, -1))
+    return total
 
-    @jax.checkpoint
-    def sums(logits):
-        inside, outside = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-        box = rows[..., :, None] & columns[..., None, :]
-        total = 0.0
-        for index in range(len(offsets) // 2, len(offsets)):
-            here, there = _overlap(offsets[index], logits.shape[-2:])
-            term = -jnp.logaddexp(inside[here] + inside[there], outside[here] + outside[there])
-            forth, back = edges[:, None, index], edges[:, None, -1 - index]
-            count = (forth[here] & box[here]).astype(term.dtype)
-            count += (back[there] & box[there]).astype(term.dtype)
-            total += jnp.sum(term * count, axis=(-2, -1))
-        return total
 
-    return sums(logits)
+def _pairwise_forward(logits, edges, columns, rows, dilation):
+    return pairwise_loss(logits, edges, columns, rows, dilation), (logits, edges, columns, rows)
+
+
+def _pairwise_backward(dilation, kept, cotangent):
+    """The term of the logits a and b changes with a by sigmoid(a) - sigmoid(a + b).
+
+    Every pixel gathers the changes by its eight edges, in one pass over the map: what JAX derives
+    scatters those of four directions instead, by adding up maps that it pads one by one.
+    """
+    logits, edges, columns, rows = kept
+    height, width = logits.shape[-2:]
+    frame = ((dilation, dilation),) * 2
+    box = rows[..., :, None] & columns[..., None, :]
+    around = jnp.pad(logits, ((0, 0), (0, 0), *frame))
+    box_around = jnp.pad(box, ((0, 0), (0, 0), *frame))
+    edges_around = jnp.pad(edges, ((0, 0), (0, 0), *frame))
+    own = jax.nn.sigmoid(logits)
+    gradient = jnp.zeros_like(logits)
+    for index, (y, x) in enumerate(neighbor_offsets(3, dilation)):
+        top, left = dilation + y, dilation + x
+        there = np.s_[..., top : top + height, left : left + width]
+        count = (edges[:, None, index] & box).astype(own.dtype)
+        back = edges_around[:, None, -1 - index]
+        count += (back[there] & box_around[there]).astype(own.dtype)
+        gradient += count * (own - jax.nn.sigmoid(logits + around[there]))
+    return gradient * cotangent[..., None, None], None, None, None
+
+
+pairwise_loss.defvjp(_pairwise_forward, _pairwise_backward)
 
 
 def count_edges(edges: Array, columns: Array, rows: Array) -> Array:

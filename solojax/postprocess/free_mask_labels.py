@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -13,6 +14,7 @@ from solojax.ops.resize import bilinear_weights
 from solojax.postprocess.rescale import encode_rle
 
 STRIDE = 32  # pixels per cell of the backbone's last map
+DUPLICATE_IOU = 0.5  # above which the lower of two pieces goes, as in `solojax.ops.nms.hard_nms`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +25,17 @@ class FreeMaskFilters:
       min_maskness: least score (thesis 6.3.1); the two others are the published code's.
       min_center: a box's centre must lie lower than this fraction of the image's height.
       max_width: a box must be narrower than this fraction of the image's width.
+      components: whether a mask is taken apart into its connected pieces, each an object of its
+        own. Neither published nor in the thesis: it is for photos of many objects that look alike,
+        where one query lights up all of them.
+      min_piece_area: pieces of fewer pixels of the file are dropped; without `components` nothing.
     """
 
     min_maskness: float | None = 0.7
     min_center: float | None = 0.2
     max_width: float | None = 0.95
+    components: bool = False
+    min_piece_area: int = 0
 
     def keeps(self, center: float, box_width: float, height: int, width: int) -> bool:
         """Whether the two filters on boxes let a mask of an image of height and width pass.
@@ -100,6 +108,53 @@ def upsample_mask(
     return rows @ np.asarray(mask, np.float32) @ columns.T
 
 
+def connected_pieces(mask: np.ndarray, min_area: int) -> Iterator[np.ndarray]:
+    """The pieces of a mask whose pixels touch by sides or corners.
+
+    Args:
+      mask: (H, W) bool.
+      min_area: pieces of fewer pixels are left out.
+
+    Yields:
+      (H, W) bool masks of one piece each, laid out column by column, as COCO counts run lengths.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
+    height, width = mask.shape
+    for label in range(1, count):  # 0 is the background
+        left, top, box_width, box_height, area = stats[label]
+        if area < min_area:
+            continue
+        piece = np.zeros((width, height), bool).T
+        box = np.s_[top : top + box_height, left : left + box_width]
+        piece[box] = labels[box] == label
+        yield piece
+
+
+def best_pieces(annotations: Sequence[dict], limit: int) -> list[dict]:
+    """Annotations without duplicates, best first: the greedy rule of `solojax.ops.nms.hard_nms`.
+
+    Args:
+      annotations: with score, area and segmentation (RLE), all of one image.
+      limit: how many remain, at most.
+
+    Returns:
+      By score, of equal scores the larger first: every one whose IoU with all that were taken
+      before it is not above `DUPLICATE_IOU`.
+    """
+    ranked = sorted(annotations, key=lambda a: (-a["score"], -a["area"]))
+    taken: list[dict] = []
+    for one in ranked:
+        if len(taken) == limit:
+            break
+        masks = [each["segmentation"] for each in taken]
+        overlaps = coco_mask.iou([one["segmentation"]], masks, [0] * len(masks)) if masks else 0
+        if np.max(overlaps) <= DUPLICATE_IOU:
+            taken.append(one)
+    return taken
+
+
 def free_mask_annotations(
     scores: np.ndarray,
     masks: np.ndarray,
@@ -110,8 +165,12 @@ def free_mask_annotations(
     filters: FreeMaskFilters,
     mask_threshold: float = 0.5,
     semantics: str = "thesis",
+    max_masks: int = 20,
 ) -> list[dict]:
     """The masks of one image that pass the filters, as COCO has them, in the order given.
+
+    Where `filters.components` takes masks apart, the filters on boxes look at the pieces, which
+    have score and embedding of the whole; `best_pieces` says which are left, and in what order.
 
     Args:
       scores: (M,) of `FreeMasks`, valid ones.
@@ -122,6 +181,7 @@ def free_mask_annotations(
       filters: which masks are kept.
       mask_threshold: from which on a pixel is foreground.
       semantics: "thesis" or "release", see `extent_of` and `center_and_width`.
+      max_masks: pieces of the image, at most.
 
     Returns:
       Dicts with segmentation (compressed RLE at the file's size), area, bbox (x, y, width, height:
@@ -137,18 +197,23 @@ def free_mask_annotations(
             continue
         soft = upsample_mask(mask[:rows, :columns], extent, (height, width))
         binary = soft >= mask_threshold
-        if not binary.any():
-            continue
-        if not filters.keeps(*center_and_width(binary, semantics), height, width):
-            continue
-        rle = encode_rle(binary)
-        annotations.append(
-            {
-                "segmentation": rle,
-                "area": float(coco_mask.area(rle)),
-                "bbox": [float(value) for value in coco_mask.toBbox(rle)],
-                "score": float(score),
-                "emb": embedding,
-            }
-        )
-    return annotations
+        pieces = [binary]
+        if filters.components:
+            pieces = connected_pieces(binary, filters.min_piece_area)
+        annotations += [
+            _annotation(piece, score, embedding)
+            for piece in pieces
+            if piece.any() and filters.keeps(*center_and_width(piece, semantics), height, width)
+        ]
+    return best_pieces(annotations, max_masks) if filters.components else annotations
+
+
+def _annotation(mask: np.ndarray, score: float, embedding: np.ndarray) -> dict:
+    rle = encode_rle(mask)
+    return {
+        "segmentation": rle,
+        "area": float(coco_mask.area(rle)),
+        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+        "score": float(score),
+        "emb": embedding,
+    }

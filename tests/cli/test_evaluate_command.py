@@ -18,6 +18,7 @@ from helpers.tiny_run import call, edit_json, refusal, use_nano_network
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from solojax.data.coco import load_coco
 from solojax.evaluators.coco import CocoEvaluator
 from solojax.evaluators.error_analysis import replace_masks_with_gt
 from solojax.inference import segmenter
@@ -176,6 +177,42 @@ def test_without_classes_saved_predictions_keep_the_models(nano, tmp_path):
     assert read(again) == read(output)
     assert call("evaluate", *words).code == 0
     assert set(read(again)["per_class"]) == {each["name"] for each in tiny_run.CATEGORIES}
+
+
+@pytest.mark.parametrize("nothing", [None, []], ids=["absent", "empty"])
+def test_annotations_of_boxes_alone_score_boxes(nano, tmp_path, caplog, nothing):
+    """As VOC's: a mask file and a checkpoint have the boxes' figures that they had with masks."""
+    saved, truth, output = (tmp_path / f"{name}.json" for name in ("saved", "truth", "output"))
+    agnostic = ["--class_agnostic", "--output", output]
+    model = ["--checkpoint", nano.workdir, *agnostic]
+    assert call("evaluate", *model, "--save_predictions", saved).code == 0
+    with_masks = read(output)["box"]
+    assert with_masks["AR100"] > 0 and "CorLoc" in with_masks
+
+    document = read(nano.data / "val.json")
+    dataset = load_coco(nano.data / "val.json", nano.data / "images")
+    boxes = {a.id: list(a.bbox_xywh) for image in dataset.images for a in image.annotations}
+    for entry in document["annotations"]:
+        entry["bbox"] = boxes[entry["id"]]
+        del entry["segmentation"]
+        if nothing is not None:
+            entry["segmentation"] = nothing
+    truth.write_text(json.dumps(document))
+    others = ["--annotations", truth, "--images", nano.data / "images"]
+    for words in (["--predictions", saved, "--annotations", truth, *agnostic], [*model, *others]):
+        caplog.clear()
+        outcome = call("evaluate", *words)
+        assert outcome.code == 0, outcome
+        (told,) = (message for message in caplog.messages if "boxes alone" in message)
+        assert str(truth) in told and "mask" not in outcome.out
+        figures = read(output)
+        assert "mask" not in figures and figures["box"] == pytest.approx(with_masks)
+    # By class a model needs a whole data set.
+    refusal(call("evaluate", "--checkpoint", nano.workdir, *others), "segmentation")
+    # One object with a mask, and the others are mistakes.
+    edit_json(truth, lambda d: d["annotations"][0].update(segmentation=[[1, 1, 9, 1, 9, 9]]))
+    mixed = call("evaluate", "--predictions", saved, "--annotations", truth, *agnostic)
+    refusal(mixed, str(truth), "segmentation")
 
 
 def test_classes_without_names_are_those_of_the_data_set(nano, tmp_path, monkeypatch):

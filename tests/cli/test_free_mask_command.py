@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import pytest
 from helpers.joined_threads import pretend_two
 from helpers.photos import color_backbone, write_photos
 from helpers.processes import Processes
 from helpers.tiny_run import CONFIG, call, refusal
+from pycocotools import mask as coco_mask
 
 import solojax.features.frozen_backbone
 from solojax.cli.main import main
@@ -59,6 +61,21 @@ def test_a_folder_in_and_masks_out(colors, photos, tmp_path):
     kept = json.loads(everything.read_text())
     assert len(kept["annotations"]) > len(document["annotations"])
     assert kept["info"]["settings"]["max_width"] is None
+
+
+def test_masks_are_taken_apart_on_demand(colors, photos, tmp_path):
+    output, area = tmp_path / "masks.json", 400
+    words = ("--components", "--min_piece_area", area, "--min_maskness", "off")
+    assert find(photos, output, *words).code == 0
+    document = json.loads(output.read_text())
+    settings = document["info"]["settings"]
+    assert settings["components"] is True and settings["min_piece_area"] == area
+    assert document["annotations"]
+    for annotation in document["annotations"]:
+        mask = coco_mask.decode(annotation["segmentation"])
+        assert annotation["area"] >= area and cv2.connectedComponents(mask)[0] == 2
+    # What is there is of other settings than this asks for.
+    refusal(find(photos, output, "--min_maskness", "off"), "other components, min_piece_area")
 
 
 def test_masks_are_scored_against_labels_by_file_name(colors, photos, tmp_path):
@@ -136,6 +153,8 @@ def test_processes_that_differ_find_nothing(
         (("--checkpoint", "random", "--step", "3"), ["--step"]),
         (("--max_width", "wide"), ["--max_width"]),
         (("--scales", "1,2"), ["scales"]),
+        (("--min_piece_area", "9"), ["--components"]),
+        (("--components", "--min_piece_area", "-1"), ["--min_piece_area"]),
         (("--scales", "a"), ["--scales"]),
         (("--short_side", "0"), ["--short_side"]),
         (("--long_side", "100"), ["long side 100"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import types
 from pathlib import Path
 
 import cv2
@@ -17,9 +18,19 @@ from solojax.builders.segmentation import build_task
 from solojax.cli.main import main
 from solojax.config import load_config
 from solojax.data import label_file
+from solojax.errors import InputError
 from solojax.free_solo import chain
-from solojax.free_solo.pseudo_labels import LabelRule
-from solojax.free_solo.stages import Stages, free_mask_run, recipe, round_config
+from solojax.free_solo.free_masks import load_photos
+from solojax.free_solo.pseudo_labels import LabelRule, LabelSummary
+from solojax.free_solo.stages import (
+    Stages,
+    check_same_backbone,
+    free_mask_run,
+    recipe,
+    round_config,
+)
+from solojax.postprocess.free_mask_labels import FreeMaskFilters
+from solojax.postprocess.rescale import encode_rle
 from solojax.tasks.free_solo import FreeSOLO
 
 TINY = "configs/freesolo.py:tiny"
@@ -51,10 +62,10 @@ def test_every_round_starts_alike_on_labels_of_its_own(tmp_path):
     assert config.model.backbone.checkpoint == ""
 
 
-def recipe_of(overrides=(), backbone=None, images="photos"):
+def recipe_of(overrides=(), backbone=None, images="photos", masks=None):
     config = load_config(TINY, overrides)
     pretraining = "configs/densecl.py:tiny"
-    text = recipe(config, Path(images), Stages(Path("w"), 1), spec=TINY, overrides=overrides,
+    text = recipe(config, Path(images), Stages(Path("w"), 1, masks), spec=TINY, overrides=overrides,
                   backbone=backbone, pretraining=pretraining)  # fmt: skip
     return [shlex.split(line)[1:] for line in text.splitlines()]
 
@@ -68,9 +79,11 @@ def test_the_recipe_names_every_stage_with_its_settings():
     assert search[:4] == ["solojax", "free-mask", "--checkpoint", f"{workdir}/backbone"]
     assert search[4:8] == ["--images", images, "--output", f"{workdir}/masks.json"]
     config = load_config(TINY, overrides)
+    search.remove("--components")
     given = dict(zip(search[8::2], search[9::2], strict=True))
+    assert given["--min_piece_area"] == str(config.free_mask.min_piece_area)
     assert given["--short_side"] == str(config.free_mask.short_side)
-    assert given["--min_center"] == "0.3"
+    assert given["--min_center"] == "0.3" and given["--min_maskness"] == "off"
     for words, name in ((first, "masks.json"), (second, "labels1.json")):
         assert {*overrides, f"--config.data.root={images}"} <= set(words)
         # Relative to data.root unless it is absolute.
@@ -83,6 +96,12 @@ def test_the_recipe_of_a_segmenter_that_trains_on_names_no_backbone():
     _, first, *_ = recipe_of(["--config.model.checkpoint=runs/s"], backbone="b.pth")
     assert "--config.model.checkpoint=runs/s" in first
     assert not any("backbone.checkpoint" in word for word in first)
+
+
+def test_the_recipe_of_masks_made_elsewhere_searches_none():
+    _, given, first, *_ = recipe_of(masks=Path("m.json"))
+    assert given == ["masks", "made", "elsewhere:", str(Path("m.json").absolute())]
+    assert f"--config.data.train_annotations={Path('m.json').absolute()}" in first
 
 
 def test_the_task_gets_what_the_config_says():
@@ -112,6 +131,11 @@ def test_free_mask_settings_come_from_the_config():
         (0.5,), 3, 16,
     )  # fmt: skip
     assert (how.filters.max_width, how.filters.min_maskness, how.short_side) == (None, 0.7, 800)
+    assert not how.filters.components
+    overrides = ["--config.free_mask.min_piece_area=30", "--config.free_mask.max_width=0.5"]
+    tiny = free_mask_run(load_config(TINY, overrides))
+    assert tiny.filters == FreeMaskFilters(None, None, 0.5, components=True, min_piece_area=30)
+    assert tiny.described()["components"] is True and tiny.described()["min_piece_area"] == 30
 
 
 @pytest.mark.parametrize(
@@ -128,6 +152,7 @@ def test_folders_without_images_are_refused_in_a_line(tmp_path, capsys, make, me
     assert main(["free-solo", *arguments]) == 2
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("solojax free-solo: ") and message in line
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
@@ -136,12 +161,28 @@ def test_folders_without_images_are_refused_in_a_line(tmp_path, capsys, make, me
         (["--config", "configs/solov2.py"], "is for instance_segmentation"),
         (["--pretraining", "configs/solov2.py"], "is for instance_segmentation"),
         (["--backbone", "b", "--pretraining", "configs/densecl.py"], "has no part"),
+        (["--config", "configs/freesolo.py:r50"],
+         "model.backbone.depth 50 and 18; model.backbone.width 64 and 32: give a --pretraining"),
+        (["--config.model.pixel_std=1.0,1.0,1.0"], "model.pixel_std (1.0, 1.0, 1.0) and (58"),
+        (["--config.model.backbone.norm=group_norm"], "norm 'group_norm' and 'batch_norm'"),
     ],
-)
-def test_configs_of_other_tasks_are_refused(tmp_path, capsys, arguments, message):
-    base = ["--images", str(tmp_path), "--workdir", str(tmp_path / "w")]
+)  # fmt: skip
+def test_configs_that_do_not_belong_together_are_refused_before_any_work(
+    tmp_path, capsys, arguments, message
+):
+    photos = write_blocks(tmp_path / "photos")
+    base = ["--images", str(photos), "--workdir", str(tmp_path / "w")]
     assert main(["free-solo", *base, *arguments]) == 2
-    assert message in capsys.readouterr().err
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert message in line and not (tmp_path / "w").exists()
+
+
+def test_backbones_that_only_train_otherwise_are_the_same():
+    ours, theirs = load_config("configs/freesolo.py"), load_config("configs/densecl.py")
+    assert ours.model.backbone.norm != theirs.model.backbone.norm
+    check_same_backbone(ours, theirs)
+    ours.model.checkpoint = "runs/s"  # takes no backbone
+    check_same_backbone(ours, load_config("configs/densecl.py:tiny"))
 
 
 PRETRAINING = """
@@ -202,13 +243,113 @@ def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monk
         "free_mask.long_side=400",
     ]
     config = load_config(TINY, [f"--config.{override}" for override in overrides])
-    dataset, unread = chain.load_photos(folder)
+    dataset, unread = load_photos(folder)
     assert len(dataset.images) == 8 and unread == ()
     for _ in range(2):  # the second time from the file
         stages = Stages(tmp_path / "w", 1)
         summary, readable, cut_off = chain._find_masks(config, "b", dataset, stages, unread)
         assert cut_off == ("c/cut.png",) and summary.images == len(readable.images) == 7
         assert summary.objects > 7
+
+
+def write_masks(folder, names, path, embedding=(1.0, 0.0)):
+    """A label file of one block in each of the named images."""
+    images, annotations = [], []
+    for number, name in enumerate(names, start=1):
+        image = cv2.imread(str(folder / name))
+        height, width = (9, 9) if image is None else image.shape[:2]
+        mask = np.zeros((height, width), np.uint8)
+        mask[2:8, 3:9] = 1
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        label = {"image_id": number, "segmentation": encode_rle(mask), "area": 36.0, "score": 0.5}
+        annotations.append(label | ({"emb": list(embedding)} if embedding else {}))
+    info = label_file.LabelInfo("f" * 16, {}, "elsewhere")
+    label_file.write(path, images=images, annotations=annotations, info=info)
+    return path
+
+
+def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch):
+    """Nothing is searched; the first training has them, and the others labels of the workdir."""
+    folder, workdir = write_blocks(tmp_path / "photos"), tmp_path / "w"
+    masks = write_masks(folder, ["b/one.png", "c/2.png"], tmp_path / "masks.json")
+    config = load_config(TINY, ["--config.model.embedding=2"])
+    trained, empty = [], LabelSummary(0, 0, 0)
+    monkeypatch.setattr(chain, "find_masks", None)
+    monkeypatch.setattr(chain, "_check_backbone", lambda *_: None)
+    monkeypatch.setattr(
+        chain, "run_training", lambda config, _: trained.append(config.data.train_annotations)
+    )
+    monkeypatch.setattr(chain, "_label", lambda *_: empty)
+    monkeypatch.setattr(chain, "_predict", lambda *_: empty)
+    dataset, _ = load_photos(folder)
+    summary = chain.run_free_solo(config, dataset, workdir, masks=masks, backbone="b")
+    assert trained == [str(masks), str(workdir / "labels1.json")]
+    assert summary.labels == (LabelSummary(2, 2, 0), empty)
+
+
+@pytest.mark.parametrize(
+    ("names", "embedding", "message"),
+    [
+        (["c/2.png", "one.png"], (1.0, 0.0), "1 of its 2 images .* one.png the first: give"),
+        (["c/2.png"], (1.0, 0.0, 0.0), "have embeddings of 3 numbers"),
+        (["c/2.png"], None, "have no embeddings"),
+        ([], None, "no object|no image"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_before_any_work(tmp_path, names, embedding, message):
+    folder, workdir = write_blocks(tmp_path / "photos"), tmp_path / "w"
+    masks = write_masks(folder, names, tmp_path / "masks.json", embedding)
+    config, (dataset, _) = load_config(TINY, ["--config.model.embedding=2"]), load_photos(folder)
+    with pytest.raises(InputError, match=message):
+        chain.run_free_solo(config, dataset, workdir, masks=masks)
+    assert not workdir.exists()
+
+
+def test_masks_of_another_checkpoint_are_refused_unless_told(tmp_path, monkeypatch):
+    """The refusal says how to tell."""
+    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path, 1)
+    write_masks(folder, ["c/2.png"], stages.labels(0))
+    monkeypatch.setattr(chain, "load_backbone", lambda _: color_backbone())
+    dataset, _ = load_photos(folder)
+    with pytest.raises(InputError, match=f"foreign labels.* give --masks {stages.labels(0)}$"):
+        chain._find_masks(load_config(TINY), "b", dataset, stages, ())
+
+
+def test_predictions_are_made_with_the_settings_of_now(tmp_path, monkeypatch):
+    """And made again where they change; the labels of rounds are as they were."""
+    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path / "w", 1)
+    dataset, _ = load_photos(folder)
+    trained = load_config(TINY, ["--config.evaluation.sigma=1.0"])
+
+    def load(checkpoint, config=lambda trained: trained):
+        variables = {"a": np.ones(2, np.float32)}
+        return types.SimpleNamespace(variables=variables, step=3, config=config(trained))
+
+    def write(model, dataset, output, rule, checkpoint):
+        info = chain.labels_info(model, dataset, rule, checkpoint)
+        if output.exists():
+            label_file.check_fingerprint(output, info.fingerprint, checkpoint)
+            return False
+        write_masks(folder, ["a/one.png"], output)
+        found = json.loads(output.read_text())
+        label_file.write(
+            output, images=found["images"], annotations=found["annotations"], info=info
+        )
+        return True
+
+    monkeypatch.setattr(chain, "load", load)
+    monkeypatch.setattr(chain, "write_labels", write)
+    for override in ("score_threshold=0.2", "score_threshold=0.2", "max_detections=7"):
+        config = load_config(TINY, [f"--config.evaluation.{override}"])
+        chain._label(config, dataset, stages, 1)
+        chain._predict(config, dataset, stages)
+        labels, predictions = (
+            label_file.read_info(path).settings["evaluation"]
+            for path in (stages.labels(1), stages.predictions)
+        )
+        assert labels == json.loads(json.dumps(trained.evaluation.to_dict()))
+        assert predictions == json.loads(json.dumps(config.evaluation.to_dict()))
+    assert trained.evaluation.sigma == 1.0 and len(list(stages.overlays.iterdir())) == 7
 
 
 def test_pictures_do_not_outlive_their_predictions(tmp_path):

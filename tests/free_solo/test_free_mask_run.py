@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on(alone, photos, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(photos, output)
     parts = tmp_path / "masks.json.parts"
-    assert not output.exists() and len(list(parts.glob("part_*.json"))) == 1
+    assert not output.exists() and len(list(parts.glob("part_*.jsonl"))) == 1
     with pytest.raises(InputError, match=r"masks.json.parts.* another checkpoint"):
         run(photos, output, backbone=color_backbone(1))
     summary = run(photos, output, batch_size=2)

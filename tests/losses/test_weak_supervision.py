@@ -68,6 +68,21 @@ def test_gradients_are_differences():
             np.testing.assert_allclose(gradient[index], wanted, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_gradient_that_is_written_out_is_the_one_that_jax_derives(dilation):
+    """At every pixel, those of the border too, and with weights of the masks."""
+    with jax.enable_x64(True):
+        logits, weights = jnp.asarray(LOGITS, jnp.float64), jnp.asarray(RNG.normal(size=(2, 4)))
+        inside = unfold_neighbors(np.ones((9, 11)), dilation=dilation)
+        edges = (SIMILARITY >= 0.3) & np.asarray(inside, bool)
+        found, wanted = (
+            jax.grad(lambda x, f=f: jnp.sum(weights * f(x, edges, *SHADOW, dilation)))(logits)
+            for f in (pairwise_loss, pairwise_loss.fun)
+        )
+        assert np.count_nonzero(wanted) > 200
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [0.0, 40.0, 1e4])
 def test_extreme_logits(size):
     """Neighbours that agree cost nothing, and one against the other -log 2 p (1 - p)."""

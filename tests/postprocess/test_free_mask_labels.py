@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from solojax.errors import InputError
+from solojax.ops.nms import hard_nms
 from solojax.postprocess.free_mask_labels import (
     FreeMaskFilters,
+    best_pieces,
     cells_of,
     center_and_width,
+    connected_pieces,
     extent_of,
     free_mask_annotations,
     upsample_mask,
 )
+from solojax.postprocess.rescale import encode_rle
 
 ALL = FreeMaskFilters(None, None, None)
 
@@ -116,3 +122,91 @@ def test_masks_with_gaps():
 
 def test_a_mask_without_a_pixel_is_left_out():
     assert len(annotate([np.zeros((3, 5)), block(1, 1)])) == 1
+
+
+# A square, a hook that hangs together by a corner, and a speck.
+TWO = np.array(
+    [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+    ],
+    bool,
+)
+
+
+def test_pieces_touch_by_sides_or_corners():
+    pieces = {int(piece.sum()): piece for piece in connected_pieces(TWO, 0)}
+    assert sorted(pieces) == [1, 3, 4]
+    np.testing.assert_array_equal(sum(pieces.values()), TWO)
+    np.testing.assert_array_equal(np.argwhere(pieces[3]), [[1, 4], [2, 3], [3, 3]])
+    assert sorted(int(piece.sum()) for piece in connected_pieces(TWO, 3)) == [3, 4]
+    assert not list(connected_pieces(np.zeros((3, 4), bool), 0))
+
+
+def pixels(rows, columns):
+    """A block in 20 x 20 pixels."""
+    mask = np.zeros((20, 20), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def scored(mask, score):
+    return {"score": score, "area": float(mask.sum()), "segmentation": encode_rle(mask)}
+
+
+def test_of_two_pieces_that_overlap_the_better_stays():
+    whole, half = pixels(slice(0, 8), slice(0, 8)), pixels(slice(0, 4), slice(0, 8))
+    more, apart = pixels(slice(0, 5), slice(0, 8)), pixels(slice(10, 12), slice(0, 2))
+    # An IoU of just 0.5 is none too many, and the larger of equal scores goes first.
+    assert best_pieces([scored(half, 0.5), scored(whole, 0.5)], 9) == [
+        scored(whole, 0.5), scored(half, 0.5),
+    ]  # fmt: skip
+    found = [scored(apart, 0.2), scored(more, 0.5), scored(whole, 0.6)]
+    assert best_pieces(found, 9) == [scored(whole, 0.6), scored(apart, 0.2)]
+    # What is removed removes nothing itself: `half` is a part of `more`, which `whole` removes.
+    chain = [scored(whole, 0.9), scored(more, 0.8), scored(half, 0.7)]
+    assert best_pieces(chain, 9) == [scored(whole, 0.9), scored(half, 0.7)]
+    assert best_pieces(chain, 1) == [scored(whole, 0.9)]
+    assert best_pieces([], 1) == []
+
+
+def test_the_greedy_rule_is_that_of_hard_nms():
+    rng = np.random.default_rng(0)
+    blocks = []
+    for _ in range(40):
+        top, left, height, width = (*rng.integers(0, 10, 2), *rng.integers(3, 9, 2))
+        block_rows, block_columns = slice(top, top + height), slice(left, left + width)
+        blocks.append(scored(pixels(block_rows, block_columns), round(float(rng.random()), 2)))
+    ranked = sorted(blocks, key=lambda a: (-a["score"], -a["area"]))
+    masks = [each["segmentation"] for each in ranked]
+    iou = coco_mask.iou(masks, masks, [0] * len(masks))
+    valid = np.ones(len(ranked), bool)
+    kept = hard_nms(iou, np.zeros(len(ranked), int), np.ones(len(ranked)), valid)
+    expected = [each for each, k in zip(ranked, np.asarray(kept), strict=True) if k]
+    assert best_pieces(blocks, 99) == expected and 3 < len(expected) < 40
+
+
+def test_a_mask_of_two_objects_is_taken_apart():
+    """Each filter on boxes then looks at the pieces, which have the mask's score and embedding."""
+    left, right = block(slice(1, 3), 0), block(2, 4)
+    masks = [left + right, block(slice(1, 3), slice(0, 1)), block(0, slice(None))]
+    whole = annotate(masks, FreeMaskFilters(None, 0.2, 0.95))
+    # The first is as wide as the image, the last too high up.
+    assert [round(each["score"], 1) for each in whole] == [0.8]
+    pieces = FreeMaskFilters(None, 0.2, 0.95, components=True)
+    found = annotate(masks, pieces)
+    # The second mask is the left piece again, with a lower score.
+    assert [each["score"] for each in found] == [np.float32(0.9)] * 2
+    assert [each["bbox"] for each in found] == [[0, 16, 16, 32], [64, 32, 16, 16]]
+    assert found[0]["segmentation"] == annotate([left])[0]["segmentation"]
+    np.testing.assert_array_equal(found[1]["emb"], [0, 1, 2])
+    assert len(annotate(masks, pieces, max_masks=1)) == 1
+    area = found[1]["area"]
+    large = dataclasses.replace(pieces, min_piece_area=int(area) + 1)
+    assert [each["bbox"][0] for each in annotate(masks, large)] == [0]
+    # Without `components` neither the area nor the number counts.
+    all_of_them = FreeMaskFilters(None, None, None, min_piece_area=10**6)
+    assert len(annotate(masks, all_of_them, max_masks=1)) == 3
