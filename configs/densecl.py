@@ -25,6 +25,19 @@ test 07), AP:
 and mask AP of SOLOv2 1x on COCO from ImageNet: 35.2 and 35.7. This code has not been trained on
 ImageNet or COCO by its authors.
 
+tiny has been run on 3,068 photos of clothing with short sides of 192 pixels (1000 steps of 64, 26
+to 28 minutes of one CPU core; seed 0). Accuracy in ten classes, of a linear SVM and of 20 nearest
+neighbours on features of 96x96 pixels, and mutual matches between two views of 192x192 whose
+similarity is 0.9 or more:
+
+    weights    SVM    neighbours  matches
+    untrained  0.406  0.387       18.9 (nearly all between equal places, right or wrong)
+    MoCo-v2    0.495  0.355       2.6
+    DenseCL    0.489  0.301       5.4
+
+SOLOv2 of its width (configs/solov2.py:mushrooms, 200 steps): AP 0.108 from DenseCL, 0.001 from
+random weights.
+
 Ablations, all on COCO, are overrides: Table 5.6 contrast.dense_weight (with
 contrast.dense_warmup_steps=10000 where it is 1), Table 5.7 contrast.correspondence, Table 5.8
 model.grid=(S,S), Table 5.9 train.epochs, and of section 5.3.3 contrast.negatives=sampled.
