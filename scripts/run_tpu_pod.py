@@ -49,6 +49,7 @@ _STOP_EARLIER = (
 )
 _START = "echo $$ >$file && exec"
 _LOST = 255  # ssh's exit code for a connection that broke or was never made
+_UNKNOWN = "gone, or gcloud does not answer"
 _READY = "READY"
 _LASTING = 1800.0  # seconds of a start after which earlier failures are no part of what comes next
 
@@ -160,7 +161,7 @@ def run_until_done(
         if code == PREEMPTED:
             _say(f"pre-empted; starting again in {wait} s")
         elif state != _READY and (state or reached):
-            _say(f"exit code {code}, for the slice is {state or 'gone'}")
+            _say(f"exit code {code}, for the slice is {state or _UNKNOWN}")
         elif code == _LOST and reached:
             _say(f"the connection was lost; starting again in {wait} s")
         else:
@@ -179,7 +180,7 @@ def _wait_until_ready(find_state: Callable[[], str], wait: float) -> None:
     said = None
     while (state := find_state()) != _READY:
         if state != said:
-            _say(f"waiting for the slice, which is {state or 'gone'}")
+            _say(f"waiting for the slice, which is {state or _UNKNOWN}")
             said = state
         time.sleep(wait)
 

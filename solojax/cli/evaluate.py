@@ -192,6 +192,8 @@ def _data_to_score(
         return load_val_set(config), KINDS
     if config.evaluation.class_agnostic:
         kinds = kinds_to_score(args.annotations)
+        if kinds != KINDS and args.replace_masks_with_gt:
+            raise InputError(f"--replace-masks-with-gt: {args.annotations} has boxes alone")
         if kinds != KINDS:
             return readable(load_coco_images(args.annotations, args.images)), kinds
     return load_dataset(args.annotations, args.images), KINDS

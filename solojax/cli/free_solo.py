@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the chain; images that cannot be read are reported and left out."""
     # First of all, so that the other processes hear of whatever is wrong here.
     flags.start_distributed(args, preemption=True)
+    flags.check_start(args)
     config, pretraining = _configs(args)
 
     from solojax.config.schema import flatten
@@ -95,9 +96,10 @@ def run(args: argparse.Namespace) -> int:
     from solojax.free_solo.free_masks import load_photos
     from solojax.free_solo.stages import Stages, recipe
     from solojax.train.preemption import EXIT_CODE, Preempted
-    from solojax.train.start_checks import check_start, check_workdir
+    from solojax.train.start_checks import check_values, check_workdir
 
-    check_start(flatten(config))
+    check_values(flatten(config))
+    check_values(flatten(pretraining) if pretraining is not None else {}, "pre-training config")
     # Before there is a workdir: without images there need be none.
     dataset, unread = load_photos(args.images, args.annotations, config.data.threads)
     flags.make_workdir(args.workdir)

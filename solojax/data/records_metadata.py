@@ -63,7 +63,8 @@ def check(root: epath.Path) -> None:
     """
     name = _first_wrong(root, read_manifests(root))
     if name is not None:
-        what = "altered" if (root / name).exists() else "missing"
+        there = (root / name).exists()
+        what = "not as this version of TFDS writes it" if there else "missing"
         raise InputError(f"{root / name}: {what}; {ADVICE}")
 
 

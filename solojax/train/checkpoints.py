@@ -28,6 +28,7 @@ from solojax.train import checkpoint_format as form
 from solojax.train.checkpoint_loading import LoadedVariables, best_step, load_variables
 from solojax.train.orbax_noise import quiet_orbax
 from solojax.train.sharding import gather_json
+from solojax.train.shared_files import wait_for_files
 
 _logger = logging.getLogger(__name__)
 
@@ -273,12 +274,18 @@ class Checkpointer:
             if path.is_dir() and (form.TEMPORARY in path.name or unfinished):
                 path.rmtree()
 
+    def _wait_for(self, step: int) -> None:
+        """Until this host sees what process 0 has listed: it must not pass for a broken one."""
+        if jax.process_count() > 1:
+            wait_for_files([self._path(step) / form.RECORD / form.RECORD])
+
     def _is_saved(self, step: int) -> bool:
         """Whether a step is saved whole; a broken one is moved aside to make room."""
         if step not in self._list_steps():
             return False
         if step in self._known_whole:
             return True
+        self._wait_for(step)
         if not _all_processes(form.is_whole(self._path(step))):
             self._move_aside(step, "found when the step was to be saved again")
             return False
@@ -290,6 +297,7 @@ class Checkpointer:
     ) -> tuple[tuple | None, str]:
         """(state, metadata, step) if every process could read it, and why not."""
         restored, reason = None, "another process could not read it"
+        self._wait_for(step)
         try:
             restored = self._restore_step(template, step, renewable)
         except form.BrokenCheckpoint as error:

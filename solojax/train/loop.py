@@ -165,9 +165,9 @@ def train(
             shown, results = None, None
             with saving_on_failure():
                 if log:
-                    checkpointer.check()
                     shown = meter.means()
                     writer.write(step, shown)
+                    checkpointer.check()
                     _give_advice(shown, watched)
                 progress.advance(shown)
                 if assess:

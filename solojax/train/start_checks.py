@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import platform
@@ -94,6 +95,8 @@ def _check_renames(workdir: Path) -> None:
         try:
             old.rename(new)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+                raise
             raise InputError(
                 f"--workdir {workdir}: the storage does not rename folders "
                 f"({error.strerror or error}), which checkpoints need: give a folder of a file "

@@ -531,7 +531,6 @@ def test_load_variables_says_what_is_wrong_with_a_path(tmp_path):
 SAVE_FOREVER = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
-from solojax.train import checkpoints
 from solojax.train.checkpoints import Checkpointer
 
 def fresh():
@@ -617,7 +616,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.experimental import multihost_utils
 from solojax.errors import InputError
-from solojax.train import checkpoints
 from solojax.train.checkpoints import Checkpointer, load_variables
 
 assert jax.process_count() == 2

@@ -261,6 +261,7 @@ def test_a_failing_log_evaluation_or_save_in_the_background_saves_first(tmp_path
     with pytest.raises(InputError, match="disk full"):
         run(tmp_path, 9, recorder, log=3, evaluate=3, checkpoint=100)
     assert recorder.saved == {3: (pytest.approx(by_hand(3)[0], rel=1e-6), None)}
+    assert (3 in recorder.lines) == (failing != "write")  # what is saved is in the log
 
 
 def test_a_second_failure_does_not_hide_the_first(tmp_path, caplog):
