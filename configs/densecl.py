@@ -31,7 +31,7 @@ neighbours on features of 96x96 pixels, and mutual matches between two views of 
 similarity is 0.9 or more:
 
     weights    SVM    neighbours  matches
-    untrained  0.406  0.387       18.9 (nearly all between equal places, right or wrong)
+    untrained  0.406  0.387       18.9 (between equal places of both views, right or wrong)
     MoCo-v2    0.495  0.355       2.6
     DenseCL    0.489  0.301       5.4
 
