@@ -99,3 +99,26 @@ def _flag(value: Any) -> str:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
+
+
+def check_same_leaves(
+    wanted: Mapping[tuple, tuple], found: Mapping[tuple, tuple], *, complaint: str, remedy: str
+) -> None:
+    """Holds the leaves of a checkpoint against those of a network.
+
+    Args:
+      wanted: {path: shape} of the network.
+      found: likewise of the checkpoint.
+      complaint: what the checkpoint is where they differ.
+      remedy: what to do then.
+
+    Raises:
+      InputError: complaint, how many leaves differ, the first of them, remedy.
+    """
+    differing = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))
+    if differing:
+        first = differing[0]
+        raise InputError(
+            f"{complaint}: {len(differing)} leaves differ, the first {'/'.join(first)} "
+            f"{found.get(first, 'absent')} in it and {wanted.get(first, 'absent')} here; {remedy}"
+        )

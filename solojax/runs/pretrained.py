@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from solojax.config import checkpoint_config
 from solojax.config.schema import flatten
-from solojax.errors import InputError
 from solojax.inference import foreign_models
-from solojax.interop.fitting import check_settings
+from solojax.interop.fitting import check_same_leaves, check_settings
+from solojax.interop.trees import Path
 from solojax.interop.trees import flatten as flatten_tree
 from solojax.runs.pretrained_segmenter import start_from_segmenter
 from solojax.structures import PyTree
@@ -79,7 +79,12 @@ def start_from_backbone(
     _check_conventions(loaded.metadata, loaded.path, config)
     result = []
     for fresh, trained in ((params, loaded.best_params), (batch_stats, loaded.batch_stats)):
-        _check_leaves(fresh.get("backbone", {}), trained.get("backbone", {}), loaded.path)
+        check_same_leaves(
+            _backbone_shapes(fresh),
+            _backbone_shapes(trained),
+            complaint=f"checkpoint {loaded.path} has another backbone than the config",
+            remedy="use its model.backbone settings",
+        )
         result.append(
             {**fresh, "backbone": trained["backbone"]} if "backbone" in fresh else {**fresh}
         )
@@ -94,15 +99,6 @@ def _check_conventions(metadata: dict, path: str, config: ConfigDict) -> None:
     check_settings(known, flatten(config), where=path)
 
 
-def _check_leaves(fresh: PyTree, trained: PyTree, path: str) -> None:
-    wanted, found = (
-        {p: jnp.shape(x) for p, x in flatten_tree(t).items()} for t in (fresh, trained)
-    )
-    differing = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))
-    if differing:
-        first = differing[0]
-        raise InputError(
-            f"checkpoint {path} has another backbone than the config: {len(differing)} leaves "
-            f"differ, the first backbone/{'/'.join(first)} {found.get(first, 'absent')} in it and "
-            f"{wanted.get(first, 'absent')} here; use its model.backbone settings"
-        )
+def _backbone_shapes(variables: PyTree) -> dict[Path, tuple]:
+    backbone = flatten_tree(variables.get("backbone", {}))
+    return {("backbone", *path): jnp.shape(x) for path, x in backbone.items()}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from solojax.config import checkpoint_config
 from solojax.config.schema import flatten
 from solojax.errors import InputError
-from solojax.interop.fitting import check_settings
+from solojax.interop.fitting import check_same_leaves, check_settings
 from solojax.interop.load import open_checkpoint, require_whole
 from solojax.interop.trees import Path, unflatten
 from solojax.interop.trees import flatten as flatten_tree
@@ -54,7 +54,7 @@ def start_from_segmenter(
     fresh = flatten_tree({"params": params, "batch_stats": batch_stats})
     kept = {leaf for leaf in fresh if _below(leaf, _CLASSIFICATION)}
     kept |= {leaf for leaf in fresh if _below(leaf, _EMBEDDINGS) and leaf not in trained}
-    _check_leaves(
+    check_same_leaves(
         {leaf: np.shape(value) for leaf, value in fresh.items() if leaf not in kept},
         {
             leaf: np.shape(value)
@@ -62,7 +62,8 @@ def start_from_segmenter(
             if not _below(leaf, _CLASSIFICATION)
             and not (_below(leaf, _EMBEDDINGS) and leaf not in fresh)
         },
-        title,
+        complaint=f"checkpoint {title} is of another network than the config",
+        remedy="use its model settings",
     )
     merged = unflatten({leaf: x if leaf in kept else trained[leaf] for leaf, x in fresh.items()})
     _logger.info(
@@ -97,14 +98,3 @@ def _read(path: str, config: ConfigDict) -> tuple[dict[Path, np.ndarray], str]:
 
 def _below(leaf: Path, branch: Path) -> bool:
     return leaf[: len(branch)] == branch
-
-
-def _check_leaves(wanted: dict[Path, tuple], found: dict[Path, tuple], title: str) -> None:
-    differing = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))
-    if differing:
-        first = differing[0]
-        raise InputError(
-            f"checkpoint {title} is of another network than the config: {len(differing)} leaves "
-            f"differ, the first {'/'.join(first)} {found.get(first, 'absent')} in it and "
-            f"{wanted.get(first, 'absent')} here; use its model settings"
-        )
