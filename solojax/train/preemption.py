@@ -11,13 +11,19 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 128 + signal.SIGTERM
+_UNSAVED_EXIT_CODE = 1
+# One notice may arrive several times: `timeout` signals its child and then their whole group, and
+# Slurm the steps and the script that hands it on.
+_SAME_NOTICE_SECONDS = 5.0
 
 
 class Preempted(Exception):
@@ -26,7 +32,9 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def preemption_notices() -> Iterator[Callable[[int], bool]]:
-    """Yields `is_due(step)`: whether to save and stop after this step. A second signal kills.
+    """Yields `is_due(step)`: whether to save and stop after this step.
+
+    Another signal some seconds later ends the process at once, without saving, with exit code 1.
 
     `is_due` is called by every process after every step. With several processes JAX has listened
     since `distributed.start`; a single one listens within the context.
@@ -43,7 +51,7 @@ def preemption_notices() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM sets; the second ends the process at once.
+    """An event that SIGTERM sets; another one some seconds later ends the process at once.
 
     A handler of Python's runs when the main thread comes back from compiled code, which may take
     minutes. What is written to the wake-up descriptor arrives at once in a thread of our own.
@@ -53,12 +61,16 @@ def _sigterm() -> Iterator[threading.Event]:
     writer.setblocking(False)
 
     def listen() -> None:
+        first = None
         while signals := reader.recv(64):
-            for number in signals:
-                if number == signal.SIGTERM:
-                    if received.is_set():
-                        os._exit(EXIT_CODE)
-                    received.set()
+            if signal.SIGTERM not in signals:
+                continue
+            now = time.monotonic()
+            first = now if first is None else first
+            received.set()
+            if now - first > _SAME_NOTICE_SECONDS:
+                print("ended by a second SIGTERM: not saved", file=sys.stderr, flush=True)
+                os._exit(_UNSAVED_EXIT_CODE)
 
     thread = threading.Thread(target=listen, name="SIGTERM", daemon=True)
     thread.start()
