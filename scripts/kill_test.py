@@ -37,6 +37,7 @@ from process_group import HEARTBEAT_SECONDS, ProcessGroup
 from run_comparison import TIMES, Run, RunFailed, compare
 
 from solojax.errors import InputError
+from solojax.train.checkpoint_format import REMOVED
 from solojax.train.preemption import EXIT_CODE as PREEMPTED
 from solojax.train.process_watch import LOST
 
@@ -161,7 +162,8 @@ def kill_once(run: Run, target: int, kind: str, rng: np.random.Generator) -> Dea
     finally:
         group.kill()
     left = run.unfinished_save()
-    inside = f"inside the save of {left.partition('.')[0]}" if left else ""
+    doing = "removal" if left and left.endswith(REMOVED) else "save"
+    inside = f"inside the {doing} of {left.partition('.')[0]}" if left else ""
     if kind == "save":
         return Death(inside, whom, survivors, problems) if left else None
     if kind == "evaluation":

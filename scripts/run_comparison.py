@@ -94,7 +94,10 @@ class Run:
         return max(checkpoint_format.list_steps(self.checkpoints), default=0)
 
     def unfinished_save(self) -> str | None:
-        """The name of the checkpoint that is being written, or that a kill left half-written."""
+        """The name of the checkpoint that is being written, or that a kill left half-written.
+
+        One that is being removed counts too: `REMOVED` is at the end of its name.
+        """
         for path in self.checkpoints.glob(f"*{checkpoint_format.TEMPORARY}*"):
             if path.name[0].isdigit():
                 return path.name

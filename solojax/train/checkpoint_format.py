@@ -35,6 +35,7 @@ from solojax.errors import InputError
 FORMAT = 1
 STATE, RECORD = "state", "metadata"
 TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
+REMOVED = f"{TEMPORARY}-removed"  # of one whose files are being deleted
 # Storage that refuses or does not answer says nothing about what it holds.
 _NOT_DAMAGE = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED")
 # How TensorStore's errors begin, which arrive as ValueError.

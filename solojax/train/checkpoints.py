@@ -358,7 +358,7 @@ class Checkpointer:
         path = self._path(step)
         try:
             if not ocp.utils.is_gcs_path(path):  # where a rename would copy every byte
-                path = path.rename(self.directory / f"{step}{form.TEMPORARY}-removed")
+                path = path.rename(self.directory / f"{step}{form.REMOVED}")
             path.rmtree()
         except OSError as error:
             _logger.warning("old checkpoint %s cannot be removed: %s", path, form.brief(error))
