@@ -71,6 +71,6 @@ def test_the_parts_have_the_batch_and_the_canvas_that_are_asked_for():
     parts = training_parts(given, 128, (96, 64))
     assert parts.batch(jax.ShapeDtypeStruct).views.shape == (128, 2, 96, 64, 3)
     assert parts.task.batch_size == 128 and parts.config.train.batch_size == 128
-    assert given.train.batch_size == 64 and given.views.size == (64, 64)
+    assert given.train.batch_size == 64 and given.views.size == (96, 96)
     with pytest.raises(InputError, match="queue_length"):
-        training_parts(given, 96, (64, 64))
+        training_parts(given, 96, (96, 96))
