@@ -37,7 +37,6 @@ from process_group import HEARTBEAT_SECONDS, ProcessGroup
 from run_comparison import TIMES, Run, RunFailed, compare
 
 from solojax.errors import InputError
-from solojax.train.checkpoint_format import REMOVED
 from solojax.train.preemption import EXIT_CODE as PREEMPTED
 from solojax.train.process_watch import LOST
 
@@ -161,17 +160,24 @@ def kill_once(run: Run, target: int, kind: str, rng: np.random.Generator) -> Dea
         survivors, problems = ("", []) if every_one else _watch_survivors(run, group, victims[0])
     finally:
         group.kill()
-    left = run.unfinished_save()
-    doing = "removal" if left and left.endswith(REMOVED) else "save"
-    inside = f"inside the {doing} of {left.partition('.')[0]}" if left else ""
+    inside = _inside(run)
     if kind == "save":
-        return Death(inside, whom, survivors, problems) if left else None
+        missed = run.unfinished_save() is None
+        return None if missed else Death(inside, whom, survivors, problems)
     if kind == "evaluation":
         missed = any(line["step"] == step and TIMES[0] not in line for line in run.lines())
         return (
             None if missed else Death(f"inside the evaluation of {step}", whom, survivors, problems)
         )
-    return Death(f"random{', ' if left else ''}{inside}", whom, survivors, problems)
+    return Death(f"random{', ' if inside else ''}{inside}", whom, survivors, problems)
+
+
+def _inside(run: Run) -> str:
+    """What was going on with the checkpoints when the run was killed."""
+    for doing, left in (("save", run.unfinished_save()), ("removal", run.unfinished_removal())):
+        if left:
+            return f"inside the {doing} of {left.partition('.')[0]}"
+    return ""
 
 
 def _watch_survivors(run: Run, group: ProcessGroup, victim: int) -> tuple[str, list[str]]:

@@ -94,14 +94,22 @@ class Run:
         return max(checkpoint_format.list_steps(self.checkpoints), default=0)
 
     def unfinished_save(self) -> str | None:
-        """The name of the checkpoint that is being written, or that a kill left half-written.
-
-        One that is being removed counts too: `REMOVED` is at the end of its name.
-        """
-        for path in self.checkpoints.glob(f"*{checkpoint_format.TEMPORARY}*"):
-            if path.name[0].isdigit():
-                return path.name
+        """The name of the checkpoint that is being written, or that a kill left half-written."""
+        for name in self._unfinished():
+            if not name.endswith(checkpoint_format.REMOVED):
+                return name
         return None
+
+    def unfinished_removal(self) -> str | None:
+        """The name of the checkpoint that is being deleted, or that a kill left half-deleted."""
+        for name in self._unfinished():
+            if name.endswith(checkpoint_format.REMOVED):
+                return name
+        return None
+
+    def _unfinished(self) -> list[str]:
+        found = self.checkpoints.glob(f"*{checkpoint_format.TEMPORARY}*")
+        return [path.name for path in found if path.name[0].isdigit()]
 
 
 def compare(expected: Run, found: Run) -> list[str]:
