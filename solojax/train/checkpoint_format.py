@@ -19,6 +19,7 @@ the record.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,8 @@ from etils import epath
 from flax import traverse_util
 
 from solojax.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 FORMAT = 1
 STATE, RECORD = "state", "metadata"
@@ -94,6 +97,31 @@ def differences(saved: Layout, expected: Layout) -> list[str]:
         if name in saved and list(saved[name]) != list(expected[name])
     ]
     return changed + missing + unexpected
+
+
+def without_renewed(
+    path: epath.Path, saved: Layout, expected: Layout, branch: str
+) -> tuple[Layout, Layout]:
+    """Both layouts, without the branch where they differ in it, which a warning says.
+
+    Args:
+      path: of the checkpoint, for the warning.
+      saved: what is in it.
+      expected: what the state has.
+      branch: the path of what can begin anew, as "extra/queues".
+    """
+    parts = [
+        {name: leaf for name, leaf in layout.items() if name.startswith(f"{branch}/")}
+        for layout in (saved, expected)
+    ]
+    found = differences(*parts)
+    if not found:
+        return saved, expected
+    _logger.warning("checkpoint %s: %s begins anew, for %s", path, branch, found[0])
+    return tuple(
+        {name: leaf for name, leaf in layout.items() if name not in part}
+        for layout, part in zip((saved, expected), parts, strict=True)
+    )
 
 
 def _form(description: Any) -> str:

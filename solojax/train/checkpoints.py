@@ -315,7 +315,7 @@ class Checkpointer:
         targets = form.named_leaves(template)
         saved, expected = record["leaves"], form.describe(targets)
         if renewable is not None:
-            saved, expected = _without_renewed(path, saved, expected, renewable)
+            saved, expected = form.without_renewed(path, saved, expected, renewable)
         form.check_layout(path, saved, expected)
         leaves = form.read_leaves(path, record, expected)
         placed = [
@@ -377,24 +377,6 @@ class Checkpointer:
             f"checkpoint {step} could not be saved in {self.directory}: {form.brief(error)}; "
             f"free space or mend the directory and run again from the earlier checkpoints"
         ) from error
-
-
-def _without_renewed(
-    path: epath.Path, saved: form.Layout, expected: form.Layout, branch: str
-) -> tuple[form.Layout, form.Layout]:
-    """Both layouts, without the branch where they differ in it."""
-    parts = [
-        {name: leaf for name, leaf in layout.items() if name.startswith(f"{branch}/")}
-        for layout in (saved, expected)
-    ]
-    found = form.differences(*parts)
-    if not found:
-        return saved, expected
-    _logger.warning("checkpoint %s: %s begins anew, for %s", path, branch, found[0])
-    return tuple(
-        {name: leaf for name, leaf in layout.items() if name not in part}
-        for layout, part in zip((saved, expected), parts, strict=True)
-    )
 
 
 def _all_processes(flag: bool) -> bool:

@@ -53,3 +53,11 @@ def write_photos(root: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(root / name), image)
     return root
+
+
+def write_noise(root: Path, count: int = 6) -> Path:
+    """Writes images of noise, 40 x 48 pixels, "0.png" and so on; returns the root."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        cv2.imwrite(str(root / f"{index}.png"), rng.integers(0, 255, (40, 48, 3), np.uint8))
+    return root

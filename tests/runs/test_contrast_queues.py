@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import cv2
 import jax
 import numpy as np
 import pytest
 from etils import epath
+from helpers.photos import write_noise
 from helpers.small_densecl import use_plain_colors, use_small_backbone
 
 from solojax.config import base_config, load_config
@@ -48,11 +48,7 @@ def small_backbone():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 255, (40, 48, 3), np.uint8))
-    return folder
+    return write_noise(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-import cv2
 import jax
 import numpy as np
 import pytest
+from helpers.photos import write_noise
 from helpers.small_densecl import use_small_backbone
 
 from solojax.cli.main import main
@@ -50,11 +50,7 @@ def small_backbone():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 255, (40, 48, 3), np.uint8))
-    return folder
+    return write_noise(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
