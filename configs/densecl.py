@@ -53,10 +53,17 @@ from solojax.config import contrastive_config, parse_variants
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the variants named in `arg`, with commas between them."""
     chosen = parse_variants(
-        arg, {"data": ("imagenet", "coco", "tiny"), "method": ("densecl", "moco")}
+        arg,
+        {
+            "data": ("imagenet", "coco", "tiny"),
+            "method": ("densecl", "moco"),
+            "views": ("whole", "close"),
+        },
     )
     config = contrastive_config()
     _CHANGES[chosen["data"]](config)
+    if chosen["views"] == "close":
+        _look_close(config)
     if chosen["method"] == "moco":
         config.model.dense = False
         config.contrast.dense_weight = 0.0
@@ -98,6 +105,16 @@ def _tiny(config: ConfigDict) -> None:
     config.train.checkpoint_every = 500
     config.optimizer.learning_rate = 0.06
     config.optimizer.reference_batch = 64
+
+
+def _look_close(config: ConfigDict) -> None:
+    """For small photos of many small objects, some hundred of them; see above."""
+    config.views.size, config.views.scale = (192, 192), (0.1, 0.6)
+    config.views.blur_sigma = (0.1, 1.7)
+    config.contrast.queue_length = 256
+    config.model.backbone.norm_group_images = 8
+    config.train.batch_size = config.optimizer.reference_batch = 16
+    config.train.total_steps = 600
 
 
 _CHANGES = {"imagenet": _imagenet, "coco": _coco, "tiny": _tiny}

@@ -76,6 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "queries": tuple(_SCALES),
         "embeddings": ("semantic", "no_semantic"),
         "labels": ("free", "supervised"),
+        "objects": ("few", "many"),
     }
     chosen = parse_variants(arg, groups, recipes=tuple(_RECIPES))
     if chosen["recipe"]:
@@ -85,6 +86,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if supervised:
         _train_as_solov2(config)
     _NETWORKS[chosen["network"]](config)
+    if chosen["objects"] == "many":
+        _many(config)
     weights = _LOSSES["full" if supervised else chosen["mask loss"]]
     loss = config.loss
     (
@@ -123,18 +126,25 @@ def _tiny(config: ConfigDict) -> None:
     config.data.train_images = ""
     search = config.free_mask
     search.short_side, search.long_side, search.canvas = 1024, 1536, "buckets"
-    search.max_masks = config.self_training.max_labels = 40
-    search.min_center = search.min_maskness = None
-    search.components, search.min_piece_area = True, 16
-    config.data.max_instances = 80  # half of them pasted
-    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
-    # threshold of their own, self_training.score_threshold.
-    config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
     # What is measured in pixels follows the short side, which is 640 to 800 as published.
     config.loss.ignored_bottom_rows = 4
     config.loss.pairwise_dilation = 1
     config.strong.blur_sigma = (0.1, 1.0)
     config.loss.pairwise_warmup_steps = 50
+
+
+def _many(config: ConfigDict) -> None:
+    """For photos of many small objects that look alike; see above."""
+    search = config.free_mask
+    search.stage, search.scales = 3, (0.25,)
+    search.short_side, search.long_side = 640, 1024
+    search.max_masks = config.self_training.max_labels = 40
+    search.components, search.min_piece_area, search.max_width = True, 64, 0.3
+    search.min_center = None
+    config.data.max_instances = 80  # half of them pasted
+    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
+    # threshold of their own, self_training.score_threshold.
+    config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
 
 
 def _shrink(config: ConfigDict) -> None:

@@ -83,6 +83,14 @@ def _add_search_flags(parser: argparse.ArgumentParser) -> None:
             help=f"images are resized to it, keeping their shape (default {pixels})",
         )
     group.add_argument(
+        "--stage",
+        type=int,
+        choices=(2, 3, 4, 5),
+        default=5,
+        help="n of the backbone's map Cn that is searched; earlier ones have finer cells, of 2^n "
+        "pixels, for small objects (default 5)",
+    )
+    group.add_argument(
         "--scales",
         metavar="X,...",
         type=_numbers,
@@ -133,7 +141,7 @@ def _add_filter_flags(parser: argparse.ArgumentParser) -> None:
         "--components",
         action="store_true",
         help="every connected piece of a mask is an object of its own, for photos of many objects "
-        "that look alike; filters on boxes look at the pieces, --max_masks of which remain",
+        "that look alike; scores and filters are of the pieces, --max_masks of which remain",
     )
     group.add_argument(
         "--min_piece_area",
@@ -157,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         settings=FreeMaskSettings(
             scales=args.scales, mask_threshold=args.mask_threshold, max_masks=args.max_masks
         ),
+        stage=args.stage,
         filters=_filters(args),
         short_side=args.short_side,
         long_side=args.long_side,

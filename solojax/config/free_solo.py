@@ -87,6 +87,8 @@ def _free_mask() -> ConfigDict:
     free_mask.canvas = "multiple_of_32"
     # thesis | release, which takes padding for a part of the image.
     free_mask.semantics = "thesis"
+    # n of the backbone's map Cn that is searched, with cells of 2^n pixels; the last is published.
+    free_mask.stage = 5
     # Of the maps that queries come from.
     free_mask.scales = (1.0, 0.5, 0.25)
     # From which on a cell belongs to a mask.
@@ -99,8 +101,8 @@ def _free_mask() -> ConfigDict:
     free_mask.min_center = optional(float, 0.2)
     free_mask.max_width = optional(float, 0.95)
     # Whether each connected piece of a mask is an object of its own, for photos of many objects
-    # that look alike (not in the thesis), and from how many pixels of the file on. Filters on boxes
-    # look at the pieces; of two with an IoU above 0.5 the lower goes; max_masks of them remain.
+    # that look alike (not in the thesis), and from how many pixels of the file on. Scores and
+    # filters are of the pieces; of two with an IoU above 0.5 the lower goes; max_masks remain.
     free_mask.components = False
     free_mask.min_piece_area = 0
     return free_mask

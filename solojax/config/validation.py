@@ -50,6 +50,7 @@ _CHOICES_OF_TASK = {
         "model.head.kind": ("solov2",),
         "model.mask_features.kind": ("unified",),
         "free_mask.canvas": ("multiple_of_32", "buckets"),
+        "free_mask.stage": (2, 3, 4, 5),
         "free_mask.semantics": ("thesis", "release"),
     },
 }

@@ -71,7 +71,12 @@ class FrozenBackbone:
         Raises:
           InputError: there is no such map.
         """
-        images = normalize_pixels(pixels, self.pixel_mean, self.pixel_std)
+        return self.map_of(
+            variables, normalize_pixels(pixels, self.pixel_mean, self.pixel_std), stage
+        )
+
+    def map_of(self, variables: PyTree, images: Array, stage: int = _COARSEST) -> Array:
+        """As `features`, of images that are normalised already, padding included."""
         maps = self.network.apply(variables, images, train=False)
         from_the_end = stage - _COARSEST - 1
         if not -len(maps) <= from_the_end <= -1:

@@ -43,6 +43,9 @@ class FreeMaskRun:
 
     Attributes:
       settings: of the search.
+      stage: n of Cn, the backbone's map that is searched, whose cells are 2^n pixels apart: 5, its
+        last, in the thesis. Small objects show in earlier ones, by what they look like more than by
+        what they are.
       filters: which of the masks found are kept.
       short_side: images are resized to it, unless the long side would pass `long_side`.
       long_side: see `short_side`.
@@ -56,6 +59,7 @@ class FreeMaskRun:
     """
 
     settings: FreeMaskSettings = FreeMaskSettings()
+    stage: int = 5
     filters: FreeMaskFilters = FreeMaskFilters()
     short_side: int = 800
     long_side: int = 1333
@@ -74,10 +78,16 @@ class FreeMaskRun:
                 "long side not below the short one"
             )
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the resized image from one cell to the next."""
+        return 2**self.stage
+
     def described(self) -> dict:
         """What decides the masks, as json has it."""
         return {
             "method": "free_mask",
+            "stage": self.stage,
             **dataclasses.asdict(self.settings),
             "scales": list(self.settings.scales),
             **dataclasses.asdict(self.filters),
@@ -173,7 +183,7 @@ def _masks_of(
         )
     mesh = evaluation_mesh(batch_size)
     predict = jax.jit(
-        functools.partial(_search, backbone, how.settings), out_shardings=batch_sharding(mesh)
+        functools.partial(_search, backbone, how), out_shardings=batch_sharding(mesh)
     )
     batches, count = _batches(dataset, batch_size, how), len(dataset.images)
     with progress_bar(
@@ -189,12 +199,12 @@ def _masks_of(
 
 
 def _search(
-    backbone: FrozenBackbone, settings: FreeMaskSettings, variables: PyTree, batch: Batch
+    backbone: FrozenBackbone, how: FreeMaskRun, variables: PyTree, batch: Batch
 ) -> FreeMasks:
     """Images to masks, on the device."""
     images = normalize_image(batch.image, batch.image_size, backbone.pixel_mean, backbone.pixel_std)
-    features = backbone.network.apply(variables, images, train=False)[-1]
-    return find_free_masks(features, cells_of(batch.image_size), settings)
+    features = backbone.map_of(variables, images, how.stage)
+    return find_free_masks(features, cells_of(batch.image_size, how.stride), how.settings)
 
 
 def _batches(dataset: CocoDataset, batch_size: int, how: FreeMaskRun) -> Iterator[Batch]:
@@ -233,6 +243,7 @@ def _annotations(
         mask_threshold=how.settings.mask_threshold,
         semantics=how.semantics,
         max_masks=how.settings.max_masks,
+        stride=how.stride,
     )
     return [
         {"image_id": image_id, **each, "emb": label_file.embedding_as_list(each["emb"])}

@@ -134,6 +134,7 @@ def free_mask_run(config: ConfigDict) -> FreeMaskRun:
             max_masks=search.max_masks,
             embedding_size=config.model.embedding,
         ),
+        stage=search.stage,
         filters=FreeMaskFilters(
             min_maskness=search.min_maskness,
             min_center=search.min_center,
@@ -207,6 +208,10 @@ def _command(verb: str, *words: object) -> str:
     return shlex.join(["solojax", verb, *map(str, words)])
 
 
+# Fields of `FreeMaskRun` itself that are flags.
+_SEARCH = ("stage", "short_side", "long_side", "canvas", "semantics")
+
+
 def _free_mask_flags(config: ConfigDict) -> list[str]:
     """What `solojax free-mask` needs to be told of a config."""
     usual, own = FreeMaskRun(), free_mask_run(config)
@@ -214,7 +219,7 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
         "settings": ("scales", "mask_threshold", "max_masks"),
         "filters": tuple(field.name for field in dataclasses.fields(FreeMaskFilters)),
     }
-    pairs = [(usual, own, name) for name in ("short_side", "long_side", "canvas", "semantics")]
+    pairs = [(usual, own, name) for name in _SEARCH]
     pairs += [
         (getattr(usual, part), getattr(own, part), name)
         for part, members in names.items()

@@ -13,7 +13,7 @@ from solojax.errors import InputError
 from solojax.ops.resize import bilinear_weights
 from solojax.postprocess.rescale import encode_rle
 
-STRIDE = 32  # pixels per cell of the backbone's last map
+LAST_STRIDE = 32  # pixels per cell of the backbone's last map
 DUPLICATE_IOU = 0.5  # above which the lower of two pieces goes, as in `solojax.ops.nms.hard_nms`
 
 
@@ -22,7 +22,8 @@ class FreeMaskFilters:
     """Which masks are kept; None switches a filter off. The defaults are the published ones.
 
     Attributes:
-      min_maskness: least score (thesis 6.3.1); the two others are the published code's.
+      min_maskness: least score (thesis 6.3.1), of a piece its own; the next two are the published
+        code's.
       min_center: a box's centre must lie lower than this fraction of the image's height.
       max_width: a box must be narrower than this fraction of the image's width.
       components: whether a mask is taken apart into its connected pieces, each an object of its
@@ -36,6 +37,10 @@ class FreeMaskFilters:
     max_width: float | None = 0.95
     components: bool = False
     min_piece_area: int = 0
+
+    def passes(self, score: float) -> bool:
+        """Whether a mask of this maskness is kept, a float32."""
+        return self.min_maskness is None or score >= np.float32(self.min_maskness)
 
     def keeps(self, center: float, box_width: float, height: int, width: int) -> bool:
         """Whether the two filters on boxes let a mask of an image of height and width pass.
@@ -64,12 +69,14 @@ def center_and_width(mask: np.ndarray, semantics: str) -> tuple[float, float]:
     return float(rows[0] + rows[-1]) / 2, columns[-1] - columns[0] + 1
 
 
-def cells_of(image_size: np.ndarray) -> np.ndarray:
+def cells_of(image_size: np.ndarray, stride: int = LAST_STRIDE) -> np.ndarray:
     """Cells (..., 2) that an image of (..., 2) pixels fills, those filled in part included."""
-    return -(-image_size // STRIDE)
+    return -(-image_size // stride)
 
 
-def extent_of(image_size: Sequence[int], semantics: str) -> tuple[float, float]:
+def extent_of(
+    image_size: Sequence[int], semantics: str, stride: int = LAST_STRIDE
+) -> tuple[float, float]:
     """How many cells (rows, columns) the image's height and width are.
 
     Args:
@@ -77,14 +84,15 @@ def extent_of(image_size: Sequence[int], semantics: str) -> tuple[float, float]:
       semantics: "thesis": as many as they are, 31.25 for 1000 pixels. "release": whole ones, as the
         published code has it, which thereby takes the padding for a part of the image and stretches
         masks towards the lower right corner by up to 31 pixels of the resized image.
+      stride: pixels of the resized image from one cell to the next.
 
     Raises:
       InputError: on another word.
     """
     if semantics == "thesis":
-        return tuple(int(pixels) / STRIDE for pixels in image_size)
+        return tuple(int(pixels) / stride for pixels in image_size)
     if semantics == "release":
-        return tuple(float(cells) for cells in cells_of(np.asarray(image_size)))
+        return tuple(float(cells) for cells in cells_of(np.asarray(image_size), stride))
     raise InputError(f"Free Mask semantics {semantics!r} is unknown; use 'thesis' or 'release'")
 
 
@@ -166,11 +174,13 @@ def free_mask_annotations(
     mask_threshold: float = 0.5,
     semantics: str = "thesis",
     max_masks: int = 20,
+    stride: int = LAST_STRIDE,
 ) -> list[dict]:
     """The masks of one image that pass the filters, as COCO has them, in the order given.
 
-    Where `filters.components` takes masks apart, the filters on boxes look at the pieces, which
-    have score and embedding of the whole; `best_pieces` says which are left, and in what order.
+    Where `filters.components` takes masks apart, the filters look at the pieces. Their embedding is
+    that of the whole; their score is their own maskness, the mean of the soft mask over the piece
+    (thesis 6.2.2), without decay: `best_pieces` says which are left, and in what order.
 
     Args:
       scores: (M,) of `FreeMasks`, valid ones.
@@ -182,6 +192,7 @@ def free_mask_annotations(
       mask_threshold: from which on a pixel is foreground.
       semantics: "thesis" or "release", see `extent_of` and `center_and_width`.
       max_masks: pieces of the image, at most.
+      stride: pixels of the resized image from one cell to the next.
 
     Returns:
       Dicts with segmentation (compressed RLE at the file's size), area, bbox (x, y, width, height:
@@ -189,21 +200,24 @@ def free_mask_annotations(
       that has no pixel of the file is left out.
     """
     height, width = (int(size) for size in original_size)
-    rows, columns = cells_of(np.asarray(image_size))
-    extent = extent_of(image_size, semantics)
+    rows, columns = cells_of(np.asarray(image_size), stride)
+    extent = extent_of(image_size, semantics, stride)
     annotations = []
     for score, mask, embedding in zip(scores, masks, embeddings, strict=True):
-        if filters.min_maskness is not None and score < np.float32(filters.min_maskness):
+        if not filters.components and not filters.passes(score):
             continue
         soft = upsample_mask(mask[:rows, :columns], extent, (height, width))
         binary = soft >= mask_threshold
-        pieces = [binary]
+        scored = [(binary, score)]
         if filters.components:
             pieces = connected_pieces(binary, filters.min_piece_area)
+            scored = [(piece, np.mean(soft[piece], dtype=np.float32)) for piece in pieces]
         annotations += [
-            _annotation(piece, score, embedding)
-            for piece in pieces
-            if piece.any() and filters.keeps(*center_and_width(piece, semantics), height, width)
+            _annotation(piece, own, embedding)
+            for piece, own in scored
+            if piece.any()
+            and filters.passes(own)
+            and filters.keeps(*center_and_width(piece, semantics), height, width)
         ]
     return best_pieces(annotations, max_masks) if filters.components else annotations
 
