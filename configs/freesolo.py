@@ -64,7 +64,8 @@ _LOSSES = {
     "full": (0.0, 0.0, 0.0, 3.0),
 }
 _ROUNDS = {"self": 1, "no_self": 0, "self2": 2}
-_SCALES = {"pyramid": (1.0, 0.5, 0.25), "scale1": (1.0,), "scale025": (0.25,)}
+# The pyramid is the config's own.
+_SCALES = {"pyramid": None, "scale1": (1.0,), "scale025": (0.25,)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -99,7 +100,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if supervised or chosen["embeddings"] == "no_semantic":
         loss.semantic_weight = 0.0
     config.self_training.rounds = 0 if supervised else _ROUNDS[chosen["number of rounds"]]
-    config.free_mask.scales = _SCALES[chosen["queries"]]
+    if chosen["queries"] != "pyramid":
+        config.free_mask.scales = _SCALES[chosen["queries"]]
     return config
 
 
@@ -137,7 +139,7 @@ def _many(config: ConfigDict) -> None:
     """For photos of many small objects that look alike; see above."""
     search = config.free_mask
     search.stage, search.scales = 3, (0.25,)
-    search.short_side, search.long_side = 640, 1024
+    search.short_side, search.long_side = 768, 1152
     search.max_masks = config.self_training.max_labels = 40
     search.components, search.min_piece_area, search.max_width = True, 64, 0.3
     search.min_center = None

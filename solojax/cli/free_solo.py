@@ -20,6 +20,10 @@ HELP = """From a folder of images to a segmenter of its objects, without a label
   solojax free-solo --images photos/ --workdir runs/photos
   solojax free-solo --images photos/ --workdir runs/photos --backbone densecl_r50.pth \\
       --config configs/freesolo.py:r50
+  solojax free-solo --images photos/ --workdir runs/photos \\
+      --config configs/freesolo.py:tiny,many --pretraining configs/densecl.py:tiny,close
+
+The last is for photos of many small objects that look alike.
 
 Stages: a backbone (given, or DenseCL pre-trained on the images), Free Mask, a first training on
 its masks, labels from that, a second training on them, predictions. What is done already is
@@ -124,9 +128,8 @@ def run(args: argparse.Namespace) -> int:
         summary = run_free_solo(
             config,
             dataset,
-            args.workdir,
+            stages,
             unread=unread,
-            masks=args.masks,
             backbone=args.backbone,
             pretraining=pretraining,
         )

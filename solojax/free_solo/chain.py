@@ -74,10 +74,9 @@ class FreeSoloSummary:
 def run_free_solo(
     config: ConfigDict,
     dataset: CocoDataset,
-    workdir: Path,
+    stages: Stages,
     *,
     unread: Sequence[str] = (),
-    masks: Path | None = None,
     backbone: str | None = None,
     pretraining: ConfigDict | None = None,
 ) -> FreeSoloSummary:
@@ -86,24 +85,23 @@ def run_free_solo(
     Args:
       config: of task free_solo; its data become the images and their labels.
       dataset: the images, without objects, as `load_photos` has them.
-      workdir: takes everything.
+      stages: where everything is kept. A label file made elsewhere is of these images.
       unread: names of files that are no images, likewise.
-      masks: a label file of these images, for the first training in place of Free Mask's.
       backbone: a checkpoint of any kind; None pre-trains one on the images.
       pretraining: the config for that.
 
     Raises:
-      InputError: no image can be read; `masks` do not fit the images or the config; nothing was
-        found to learn from; or the work directory holds what other images, settings or checkpoints
-        have left.
+      InputError: no image can be read; `stages.masks` do not fit the images or the config;
+        nothing was found to learn from; or the work directory holds what other images, settings or
+        checkpoints have left.
       Preempted: SIGTERM asked a training to end; its state is saved.
     """
     images = Path(dataset.image_root).absolute()
     dataset = dataclasses.replace(dataset, image_root=str(images))
-    stages = Stages(workdir, config.self_training.rounds, masks).absolute()
+    stages = stages.absolute()
     for name in unread:
         _logger.warning("image left out, since it cannot be read: %s", images / name)
-    if masks is not None:
+    if stages.masks is not None:
         _check_masks(config, dataset, stages)
     if backbone is None:
         _list_images(dataset, stages.images)
@@ -112,7 +110,7 @@ def run_free_solo(
         run_training(pretraining_config(pretraining, images, stages), stages.backbone)
     _check_backbone(config, backbone)
 
-    if masks is None:
+    if stages.masks is None:
         summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
     else:
         summary, cut_off = summarize(label_file.load_labels(stages.labels(0), images)), ()

@@ -72,6 +72,8 @@ class FreeMaskRun:
         extent_of((1, 1), self.semantics)
         if self.canvas not in ("multiple_of_32", "buckets"):
             raise InputError(f"canvas {self.canvas!r} is neither 'multiple_of_32' nor 'buckets'")
+        if not 2 <= self.stage <= 5:
+            raise InputError(f"stage {self.stage}: a backbone has the maps C2 to C5; give 2 to 5")
         if not 1 <= self.short_side <= self.long_side:
             raise InputError(
                 f"short side {self.short_side} and long side {self.long_side}: give pixels, the "
@@ -182,9 +184,7 @@ def _masks_of(
             f"--batch_size as a multiple of {processes}"
         )
     mesh = evaluation_mesh(batch_size)
-    predict = jax.jit(
-        functools.partial(_search, backbone, how), out_shardings=batch_sharding(mesh)
-    )
+    predict = jax.jit(functools.partial(_search, backbone, how), out_shardings=batch_sharding(mesh))
     batches, count = _batches(dataset, batch_size, how), len(dataset.images)
     with progress_bar(
         count, description="free masks", unit="image", enabled=jax.process_index() == 0

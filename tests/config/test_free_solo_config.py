@@ -70,6 +70,7 @@ def test_the_other_ablations():
     assert [of(name).self_training.rounds for name in ("no_self", "self", "self2")] == [0, 1, 2]
     scales = [of(name).free_mask.scales for name in ("pyramid", "scale1", "scale025")]
     assert scales == [(1.0, 0.5, 0.25), (1.0,), (0.25,)]
+    assert of("many").free_mask.scales == (0.25,) and of("many,scale1").free_mask.scales == (1.0,)
     assert [embedding_width(of(name)) for name in ("semantic", "no_semantic")] == [128, None]
     released = load_config(FILE, ["--config.loss.semantics=release"])
     assert embedding_width(released) is None
@@ -86,12 +87,14 @@ def test_full_supervision_trains_as_solov2_does():
     assert (tiny.train.total_steps, tiny.optimizer.name) == (250, "adamw")
 
 
-def test_tiny_has_room_for_what_it_finds_and_pastes():
-    config = load_config(f"{FILE}:tiny")
+@pytest.mark.parametrize("name", ["tiny", "tiny,many"])
+def test_tiny_has_room_for_what_it_finds_and_pastes(name):
+    config = load_config(f"{FILE}:{name}")
     assert config.data.max_instances == 2 * config.free_mask.max_masks
     assert config.self_training.max_labels == config.free_mask.max_masks
-    assert config.free_mask.min_center is None
-    pretraining = load_config("configs/densecl.py:tiny").model
+    many = name.endswith("many")
+    assert config.free_mask.components == many and (config.free_mask.min_center is None) == many
+    pretraining = load_config("configs/densecl.py:tiny" + (",close" if many else "")).model
     for key in ("depth", "width", "stride_in_1x1", "norm"):
         assert config.model.backbone[key] == pretraining.backbone[key]
 

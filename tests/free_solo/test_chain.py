@@ -34,6 +34,7 @@ from solojax.postprocess.rescale import encode_rle
 from solojax.tasks.free_solo import FreeSOLO
 
 TINY = "configs/freesolo.py:tiny"
+MANY = f"{TINY},many"
 
 
 def result(score, left=0.0, width=10.0):
@@ -63,9 +64,9 @@ def test_every_round_starts_alike_on_labels_of_its_own(tmp_path):
 
 
 def recipe_of(overrides=(), backbone=None, images="photos", masks=None):
-    config = load_config(TINY, overrides)
+    config = load_config(MANY, overrides)
     pretraining = "configs/densecl.py:tiny"
-    text = recipe(config, Path(images), Stages(Path("w"), 1, masks), spec=TINY, overrides=overrides,
+    text = recipe(config, Path(images), Stages(Path("w"), 1, masks), spec=MANY, overrides=overrides,
                   backbone=backbone, pretraining=pretraining)  # fmt: skip
     return [shlex.split(line)[1:] for line in text.splitlines()]
 
@@ -78,12 +79,12 @@ def test_the_recipe_names_every_stage_with_its_settings():
     assert f"--config.data.train_annotations={workdir}/images.json" in backbone
     assert search[:4] == ["solojax", "free-mask", "--checkpoint", f"{workdir}/backbone"]
     assert search[4:8] == ["--images", images, "--output", f"{workdir}/masks.json"]
-    config = load_config(TINY, overrides)
+    config = load_config(MANY, overrides)
     search.remove("--components")
     given = dict(zip(search[8::2], search[9::2], strict=True))
     assert given["--min_piece_area"] == str(config.free_mask.min_piece_area)
     assert given["--short_side"] == str(config.free_mask.short_side)
-    assert given["--min_center"] == "0.3" and given["--min_maskness"] == "off"
+    assert (given["--min_center"], given["--stage"], given["--scales"]) == ("0.3", "3", "0.25")
     for words, name in ((first, "masks.json"), (second, "labels1.json")):
         assert {*overrides, f"--config.data.root={images}"} <= set(words)
         # Relative to data.root unless it is absolute.
@@ -133,9 +134,11 @@ def test_free_mask_settings_come_from_the_config():
     assert (how.filters.max_width, how.filters.min_maskness, how.short_side) == (None, 0.7, 800)
     assert not how.filters.components
     overrides = ["--config.free_mask.min_piece_area=30", "--config.free_mask.max_width=0.5"]
-    tiny = free_mask_run(load_config(TINY, overrides))
-    assert tiny.filters == FreeMaskFilters(None, None, 0.5, components=True, min_piece_area=30)
-    assert tiny.described()["components"] is True and tiny.described()["min_piece_area"] == 30
+    many = free_mask_run(load_config(MANY, overrides))
+    assert many.filters == FreeMaskFilters(0.7, None, 0.5, components=True, min_piece_area=30)
+    described = many.described()
+    assert described["components"] is True and described["min_piece_area"] == 30
+    assert many.stage == described["stage"] == 3 and how.stage == 5
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,8 @@ def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch
     monkeypatch.setattr(chain, "_label", lambda *_: empty)
     monkeypatch.setattr(chain, "_predict", lambda *_: empty)
     dataset, _ = load_photos(folder)
-    summary = chain.run_free_solo(config, dataset, workdir, masks=masks, backbone="b")
+    stages = Stages(workdir, config.self_training.rounds, masks)
+    summary = chain.run_free_solo(config, dataset, stages, backbone="b")
     assert trained == [str(masks), str(workdir / "labels1.json")]
     assert summary.labels == (LabelSummary(2, 2, 0), empty)
 
@@ -301,7 +305,7 @@ def test_masks_that_do_not_fit_are_refused_before_any_work(tmp_path, names, embe
     masks = write_masks(folder, names, tmp_path / "masks.json", embedding)
     config, (dataset, _) = load_config(TINY, ["--config.model.embedding=2"]), load_photos(folder)
     with pytest.raises(InputError, match=message):
-        chain.run_free_solo(config, dataset, workdir, masks=masks)
+        chain.run_free_solo(config, dataset, Stages(workdir, config.self_training.rounds, masks))
     assert not workdir.exists()
 
 

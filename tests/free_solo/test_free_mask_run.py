@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -82,6 +83,29 @@ def test_blocks_of_colour_are_found(alone):
         ]
         for block in (red, blue):
             assert max((m & block).sum() / (m | block).sum() for m in masks) > 0.6
+
+
+def test_an_earlier_map_shows_smaller_objects(tmp_path):
+    """A square of 24 pixels, less than a cell of the last map."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[..., 1] = 150
+    image[40:64, 52:76] = (200, 40, 30)
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "square.png"), image)
+
+    def iou(stage):
+        output = tmp_path / f"masks{stage}.json"
+        run(tmp_path / "photos", output, short_side=96, stage=stage)
+        document = json.loads(output.read_text())
+        assert document["info"]["settings"]["stage"] == stage
+        masks = [coco_mask.decode(a["segmentation"]) for a in document["annotations"]]
+        square = np.zeros((96, 128), np.uint8)
+        square[40:64, 52:76] = 1
+        return max((m & square).sum() / (m | square).sum() for m in masks)
+
+    assert iou(5) < 0.5 < iou(4)
+    with pytest.raises(InputError, match="has no C3; give a stage from 4 to 5"):
+        run(tmp_path / "photos", tmp_path / "masks3.json", stage=3)
 
 
 @needs_four
@@ -189,6 +213,7 @@ def test_no_image_can_be_read(tmp_path):
     [
         ({"canvas": "round"}, "canvas"),
         ({"semantics": "other"}, "semantics"),
+        ({"stage": 6}, "stage"),
         ({"short_side": 800, "long_side": 600}, "long side"),
     ],
 )

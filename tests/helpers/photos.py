@@ -19,11 +19,12 @@ SETTINGS = FreeMaskSettings(embedding_size=8)
 
 
 class CellColors(nn.Module):
-    """The mean colour of every cell of 32 pixels, as seven numbers."""
+    """The mean colour of every cell of 16 pixels, and of 32, as seven numbers: C4 and C5."""
 
     @nn.compact
     def __call__(self, image, *, train=False, row_mask=None):
-        return (nn.Dense(7, name="colors")(nn.avg_pool(image, (32, 32), (32, 32))),)
+        colors = nn.Dense(7, name="colors")
+        return tuple(colors(nn.avg_pool(image, (n, n), (n, n))) for n in (16, 32))
 
 
 def color_backbone(seed: int = 0) -> FrozenBackbone:

@@ -50,6 +50,9 @@ def test_cells_and_extents():
     np.testing.assert_array_equal(cells_of(np.array([[800, 1000], [0, 33]])), [[25, 32], [0, 2]])
     assert extent_of((800, 1000), "thesis") == (25, 31.25)
     assert extent_of((800, 1000), "release") == (25, 32)
+    np.testing.assert_array_equal(cells_of(np.array([800, 1001]), 8), [100, 126])
+    assert extent_of((800, 1001), "thesis", 8) == (100, 125.125)
+    assert extent_of((800, 1001), "release", 8) == (100, 126)
     with pytest.raises(InputError, match="semantics"):
         extent_of((800, 1000), "else")
 
@@ -76,6 +79,13 @@ def test_masks_lie_where_the_cells_do():
     assert ours["bbox"] == [64, 0, 66, 96]
     # Half of 160 pixels of padding and image are taken for the image's: the edge moves left.
     assert theirs["bbox"][0] == 52
+
+
+def test_cells_of_another_size_are_those_of_a_smaller_image():
+    mask = np.random.default_rng(0).random((3, 5))
+    (finer,) = annotate([mask], image_size=(48, 80), stride=16)
+    (usual,) = annotate([mask], image_size=(96, 160))
+    assert finer["segmentation"] == usual["segmentation"]
 
 
 def test_what_an_annotation_holds():
@@ -190,7 +200,7 @@ def test_the_greedy_rule_is_that_of_hard_nms():
 
 
 def test_a_mask_of_two_objects_is_taken_apart():
-    """Each filter on boxes then looks at the pieces, which have the mask's score and embedding."""
+    """Each filter then looks at the pieces, which have the mask's embedding."""
     left, right = block(slice(1, 3), 0), block(2, 4)
     masks = [left + right, block(slice(1, 3), slice(0, 1)), block(0, slice(None))]
     whole = annotate(masks, FreeMaskFilters(None, 0.2, 0.95))
@@ -199,7 +209,6 @@ def test_a_mask_of_two_objects_is_taken_apart():
     pieces = FreeMaskFilters(None, 0.2, 0.95, components=True)
     found = annotate(masks, pieces)
     # The second mask is the left piece again, with a lower score.
-    assert [each["score"] for each in found] == [np.float32(0.9)] * 2
     assert [each["bbox"] for each in found] == [[0, 16, 16, 32], [64, 32, 16, 16]]
     assert found[0]["segmentation"] == annotate([left])[0]["segmentation"]
     np.testing.assert_array_equal(found[1]["emb"], [0, 1, 2])
@@ -207,6 +216,15 @@ def test_a_mask_of_two_objects_is_taken_apart():
     area = found[1]["area"]
     large = dataclasses.replace(pieces, min_piece_area=int(area) + 1)
     assert [each["bbox"][0] for each in annotate(masks, large)] == [0]
+    # The score is the mean of the soft mask over the piece, whatever the mask had: the first piece
+    # has fewer pixels along its border.
+    soft = upsample_mask(left + right, (3, 5), (48, 80))
+    for each in found:
+        own = np.mean([soft[y, x] for y, x in np.argwhere(coco_mask.decode(each["segmentation"]))])
+        assert each["score"] == pytest.approx(own, rel=1e-6)
+    better, worse = (each["score"] for each in found)
+    between = dataclasses.replace(pieces, min_maskness=(better + worse) / 2)
+    assert [each["score"] for each in annotate(masks, between)] == [better]
     # Without `components` neither the area nor the number counts.
     all_of_them = FreeMaskFilters(None, None, None, min_piece_area=10**6)
     assert len(annotate(masks, all_of_them, max_masks=1)) == 3
