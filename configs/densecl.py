@@ -48,6 +48,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from solojax.config import contrastive_config, parse_variants
+from solojax.errors import InputError
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -63,6 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = contrastive_config()
     _CHANGES[chosen["data"]](config)
     if chosen["views"] == "close":
+        if chosen["data"] != "tiny":
+            raise InputError("the variant close is for tiny: write tiny,close")
         _look_close(config)
     if chosen["method"] == "moco":
         config.model.dense = False

@@ -54,6 +54,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from solojax.config import base_config, free_solo_config, parse_variants, published_config
+from solojax.errors import InputError
 
 # Weights of the losses: maxima, means, pairs, full masks.
 _LOSSES = {
@@ -64,8 +65,8 @@ _LOSSES = {
     "full": (0.0, 0.0, 0.0, 3.0),
 }
 _ROUNDS = {"self": 1, "no_self": 0, "self2": 2}
-# The pyramid is the config's own.
-_SCALES = {"pyramid": None, "scale1": (1.0,), "scale025": (0.25,)}
+# Usual is what the other variants say, the pyramid for most.
+_SCALES = {"usual": None, "pyramid": (1.0, 0.5, 0.25), "scale1": (1.0,), "scale025": (0.25,)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -87,8 +88,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if supervised:
         _train_as_solov2(config)
     _NETWORKS[chosen["network"]](config)
-    if chosen["objects"] == "many":
-        _many(config)
     weights = _LOSSES["full" if supervised else chosen["mask loss"]]
     loss = config.loss
     (
@@ -100,7 +99,11 @@ def get_config(arg: str = "") -> ConfigDict:
     if supervised or chosen["embeddings"] == "no_semantic":
         loss.semantic_weight = 0.0
     config.self_training.rounds = 0 if supervised else _ROUNDS[chosen["number of rounds"]]
-    if chosen["queries"] != "pyramid":
+    if chosen["objects"] == "many":
+        if chosen["network"] != "tiny" or supervised:
+            raise InputError("the variant many is for tiny and without labels: write tiny,many")
+        _many(config)
+    if chosen["queries"] != "usual":
         config.free_mask.scales = _SCALES[chosen["queries"]]
     return config
 
@@ -141,9 +144,14 @@ def _many(config: ConfigDict) -> None:
     search.stage, search.scales = 3, (0.25,)
     search.short_side, search.long_side = 768, 1152
     search.max_masks = config.self_training.max_labels = 40
+    config.self_training.score_threshold = 0.2
     search.components, search.min_piece_area, search.max_width = True, 64, 0.3
     search.min_center = None
     config.data.max_instances = 80  # half of them pasted
+    config.model.max_positives = 128
+    # An object has few pixels of the maps in which masks are learned. With the published weight of
+    # 0.1 the means are too weak for them: maxima and colours are content with outlines.
+    config.loss.mean_projection_weight *= 10
     # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
     # threshold of their own, self_training.score_threshold.
     config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
