@@ -155,6 +155,7 @@ def _many(config: ConfigDict) -> None:
     # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
     # threshold of their own, self_training.score_threshold.
     config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
+    config.evaluation.max_candidates = 1000
 
 
 def _shrink(config: ConfigDict) -> None:

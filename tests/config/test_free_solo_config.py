@@ -68,9 +68,10 @@ def test_the_other_ablations():
         return load_config(f"{FILE}:tiny,{name}")
 
     assert [of(name).self_training.rounds for name in ("no_self", "self", "self2")] == [0, 1, 2]
-    scales = [of(name).free_mask.scales for name in ("pyramid", "scale1", "scale025")]
-    assert scales == [(1.0, 0.5, 0.25), (1.0,), (0.25,)]
-    assert of("many").free_mask.scales == (0.25,) and of("many,scale1").free_mask.scales == (1.0,)
+    scales = [of(name).free_mask.scales for name in ("usual", "pyramid", "scale1", "scale025")]
+    assert scales == [(1.0, 0.5, 0.25), (1.0, 0.5, 0.25), (1.0,), (0.25,)]
+    scales = [of(f"many,{name}").free_mask.scales for name in ("usual", "pyramid", "scale1")]
+    assert scales == [(0.25,), (1.0, 0.5, 0.25), (1.0,)]
     assert [embedding_width(of(name)) for name in ("semantic", "no_semantic")] == [128, None]
     released = load_config(FILE, ["--config.loss.semantics=release"])
     assert embedding_width(released) is None
@@ -97,6 +98,21 @@ def test_tiny_has_room_for_what_it_finds_and_pastes(name):
     pretraining = load_config("configs/densecl.py:tiny" + (",close" if many else "")).model
     for key in ("depth", "width", "stride_in_1x1", "norm"):
         assert config.model.backbone[key] == pretraining.backbone[key]
+
+
+def test_many_weighs_means_unless_there_are_none():
+    weights = {
+        name: load_config(f"{FILE}:tiny,many,{name}").loss.mean_projection_weight
+        for name in ("weak", "no_mean", "full")
+    }
+    assert weights == {"weak": 1.0, "no_mean": 0.0, "full": 0.0}
+
+
+@pytest.mark.parametrize("name", ["freesolo.py:many", "freesolo.py:r101,many",
+                                  "freesolo.py:tiny,many,supervised", "densecl.py:coco,close"])  # fmt: skip
+def test_variants_for_tiny_are_for_tiny_alone(name):
+    with pytest.raises(InputError, match="write tiny,(many|close)"):
+        load_config(f"configs/{name}")
 
 
 def test_fine_tuning_schedules():
@@ -148,7 +164,9 @@ def shapes_of_step(spec):
     return state, *jax.eval_shape(make_train_step(task, optimizer, schedule=schedule), state, batch)
 
 
-@pytest.mark.parametrize("spec", [f"{FILE}:tiny", f"{FILE}:tiny,full,no_semantic"])
+@pytest.mark.parametrize(
+    "spec", [f"{FILE}:tiny", f"{FILE}:tiny,many", f"{FILE}:tiny,full,no_semantic"]
+)
 def test_the_whole_training_step_has_the_right_shapes(spec):
     before, after, metrics = shapes_of_step(spec)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):

@@ -56,7 +56,7 @@ CONTRASTIVE = [
     f"configs/densecl.py:{data},{method}"
     for data in ("imagenet", "coco", "tiny")
     for method in ("densecl", "moco")
-]
+] + ["configs/densecl.py:tiny,close"]
 FREE_SOLO = ["configs/freesolo.py"]  # see test_free_solo_config.py
 # Of every architecture one trains in the everyday suite; the quickstart is the SOLOv2.
 DAILY = ("configs/quickstart.py:solo", "configs/quickstart.py:decoupled")
