@@ -108,8 +108,15 @@ def test_many_weighs_means_unless_there_are_none():
     assert weights == {"weak": 1.0, "no_mean": 0.0, "full": 0.0}
 
 
-@pytest.mark.parametrize("name", ["freesolo.py:many", "freesolo.py:r101,many",
-                                  "freesolo.py:tiny,many,supervised", "densecl.py:coco,close"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "freesolo.py:many",
+        "freesolo.py:r101,many",
+        "freesolo.py:tiny,many,supervised",
+        "densecl.py:coco,close",
+    ],
+)
 def test_variants_for_tiny_are_for_tiny_alone(name):
     with pytest.raises(InputError, match="write tiny,(many|close)"):
         load_config(f"configs/{name}")
