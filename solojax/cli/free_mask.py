@@ -20,6 +20,12 @@ HELP = """Object masks from a folder of images without any label (Free Mask, the
   solojax free-mask --checkpoint runs/densecl --images photos/ --output masks.json
   solojax free-mask --checkpoint densecl_r50.pth --images train2017/ --output masks.json \\
       --annotations instances_train2017.json
+  solojax free-mask --checkpoint runs/photos/backbone --images photos/ --output masks.json \\
+      --stage 3 --scales 0.25 --short_side 768 --long_side 1152 --canvas buckets \\
+      --components --min_piece_area 64 --max_masks 40 --max_width 0.3 --min_center off
+
+The last is for photos of many small objects that look alike, as configs/freesolo.py:tiny,many
+searches them.
 
 The checkpoint is any whose backbone this project can read, pre-trained with labels or without: the
 workdir of `solojax train` for either task, a PyTorch file, or `random` for an untrained network.
@@ -108,6 +114,13 @@ def _add_search_flags(parser: argparse.ArgumentParser) -> None:
         "--max_masks", metavar="N", type=_count, default=20, help="of an image (default 20)"
     )
     group.add_argument(
+        "--embedding",
+        metavar="N",
+        type=_count,
+        default=128,
+        help="numbers of a mask's embedding, model.embedding of a training on them (default 128)",
+    )
+    group.add_argument(
         "--canvas",
         choices=("multiple_of_32", "buckets"),
         default="multiple_of_32",
@@ -163,7 +176,10 @@ def run(args: argparse.Namespace) -> int:
         flags.check_output_file(args.output, "--output")
     how = FreeMaskRun(
         settings=FreeMaskSettings(
-            scales=args.scales, mask_threshold=args.mask_threshold, max_masks=args.max_masks
+            scales=args.scales,
+            mask_threshold=args.mask_threshold,
+            max_masks=args.max_masks,
+            embedding_size=args.embedding,
         ),
         stage=args.stage,
         filters=_filters(args),

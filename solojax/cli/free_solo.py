@@ -144,13 +144,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _configs(args: argparse.Namespace) -> tuple[ConfigDict, ConfigDict | None]:
     """The chain's config, and that of pre-training unless there is a backbone."""
-    from solojax.config import load_config
+    from solojax.config import free_solo_config, load_config
     from solojax.free_solo.stages import check_same_backbone
 
     config = flags.read_config(args)
     if config.task != "free_solo":
         raise InputError(
             f"--config {args.config} is for {config.task}: give one of configs/freesolo.py"
+        )
+    # They would be passed over in silence, and a training that trusts them kept.
+    labels = config.data.train_annotations
+    if labels != free_solo_config().data.train_annotations:
+        raise InputError(
+            f"--config {args.config} names labels to learn from (data.train_annotations={labels}), "
+            "which a chain makes itself: use it with `solojax train`, or leave the labels out"
         )
     if args.backbone is not None:
         if args.pretraining != PRETRAINING:

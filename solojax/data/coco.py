@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -65,6 +66,11 @@ class CocoDataset(InstanceDataset):
     def file_states(self) -> dict[str, str]:
         """The size of every image's file."""
         return file_states(self.image_root, [image.file_name for image in self.images])
+
+    @functools.cached_property
+    def file_digest(self) -> str:
+        """16 hex digits over names and sizes of the images' files, which are looked up once."""
+        return hashlib.sha256(json.dumps(self.file_states()).encode()).hexdigest()[:16]
 
     def image_path(self, record: ImageRecord) -> str:
         """Where the image's file should be."""

@@ -57,6 +57,15 @@ class FrozenBackbone:
         """Of the config: the views that it was pre-trained on; None where that is not known."""
         return self.config.get("views")
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the features beside the weights, as json has it."""
+        own = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in (backbone_settings(self.config) | own).items()
+        }
+
     def features(self, variables: PyTree, pixels: Array, stage: int = _COARSEST) -> Array:
         """The feature map C2, C3, C4 or C5 of images, by running statistics; pure, to be jitted.
 
@@ -85,6 +94,19 @@ class FrozenBackbone:
                 f"{_COARSEST + 1 - len(maps)} to {_COARSEST}"
             )
         return maps[from_the_end]
+
+
+def backbone_settings(config: ConfigDict) -> dict[str, object]:
+    """All that weights have to agree on; how they train may be another matter."""
+    model, backbone = config.model, config.model.backbone.to_dict()
+    for name in ("checkpoint", "frozen_stages", "train_norm_affine", "norm_group_images"):
+        backbone.pop(name, None)
+    if backbone["deformable"] == "none":
+        del backbone["deformable_stages"]
+    # Both kinds of batch norm have the same variables.
+    backbone["norm"] = backbone["norm"].removeprefix("frozen_")
+    values = {f"backbone.{name}": value for name, value in backbone.items()}
+    return values | {name: model[name] for name in ("pixel_mean", "pixel_std")}
 
 
 def load_backbone(checkpoint: str | os.PathLike, step: int | str | None = None) -> FrozenBackbone:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from solojax.builders.segmentation import build_task
@@ -34,6 +35,7 @@ from solojax.data.image_io import read_image
 from solojax.errors import BrokenImage, ForeignLabels, InputError
 from solojax.features.frozen_backbone import load_backbone
 from solojax.free_solo.free_masks import find_masks
+from solojax.free_solo.labelling import image_settings
 from solojax.free_solo.part_files import PartFiles
 from solojax.free_solo.pseudo_labels import (
     LabelRule,
@@ -48,6 +50,8 @@ from solojax.inference.segmenter import load, variable_shapes
 from solojax.runs.free_solo import load_label_set
 from solojax.runs.pretrained import start_from_backbone
 from solojax.runs.training import run_training
+from solojax.train.checkpoint_format import list_steps
+from solojax.train.checkpoint_loading import FOLDER
 from solojax.train.sharding import gather_json
 from solojax.visualize.overlays import overlay_results
 
@@ -104,7 +108,7 @@ def run_free_solo(
     if stages.masks is not None:
         _check_masks(config, dataset, stages)
     if backbone is None:
-        _list_images(dataset, stages.images)
+        _list_images(dataset, stages)
         backbone = str(stages.backbone)
         _say("backbone: pre-training on %s, without labels", images)
         run_training(pretraining_config(pretraining, images, stages), stages.backbone)
@@ -140,13 +144,28 @@ def _check_masks(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> No
         )
 
 
-def _list_images(dataset: CocoDataset, path: Path) -> None:
+def _list_images(dataset: CocoDataset, stages: Stages) -> None:
     """Writes the images as a json without objects, in which pre-training finds them."""
+    settings = image_settings(dataset)
     if jax.process_index() == 0:
+        if stages.images.exists() and list_steps(epath.Path(stages.backbone / FOLDER)):
+            _check_same_files(dataset, stages, settings)
         images = label_file.image_entries(dataset.images)
-        info = label_file.LabelInfo(dataset.fingerprint, {}, "", "images without labels")
-        label_file.write(path, images=images, annotations=[], info=info)
+        info = label_file.LabelInfo(dataset.fingerprint, settings, "", "images without labels")
+        label_file.write(stages.images, images=images, annotations=[], info=info)
     gather_json(None)  # nobody reads it before it is there
+
+
+def _check_same_files(dataset: CocoDataset, stages: Stages, settings: dict[str, str]) -> None:
+    """Pre-training compares names alone: other photos under the same names would be taken."""
+    info = label_file.read_info(stages.images)
+    known = info and info.settings.get("image_files")
+    if known not in (None, settings["image_files"]):
+        raise InputError(
+            f"{dataset.image_root}: its images are not those that {stages.backbone} was trained "
+            "on, by the names or the sizes of the files; use the images of that run or another "
+            "--workdir"
+        )
 
 
 def _check_backbone(config: ConfigDict, backbone: str) -> None:
@@ -227,8 +246,9 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
     model = load(checkpoint, config=with_settings)
     _say("predictions: what round %d finds", stages.rounds)
     rule = LabelRule(score_threshold=0.0, max_labels=None, max_width=None)
+    wanted = labels_info(model, dataset, rule, str(checkpoint))
     if jax.process_index() == 0:
-        _forget_others(stages, labels_info(model, dataset, rule, str(checkpoint)))
+        _forget_others(stages, wanted)
     written = write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
     if jax.process_index() == 0 and (written or not stages.overlays.is_dir()):
         _draw(dataset, stages, config.self_training.score_threshold)

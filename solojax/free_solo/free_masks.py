@@ -21,7 +21,7 @@ from solojax.data.rows import ImageRows
 from solojax.data.transforms import resized_shape
 from solojax.errors import InputError
 from solojax.features.frozen_backbone import FrozenBackbone
-from solojax.free_solo.labelling import Labelled, label_images
+from solojax.free_solo.labelling import Labelled, image_settings, label_images
 from solojax.inference.segmenter import predict_batches
 from solojax.ops.images import normalize_image
 from solojax.postprocess.free_mask_labels import (
@@ -129,8 +129,11 @@ def load_photos(
 
 
 def label_info(backbone: FrozenBackbone, dataset: CocoDataset, how: FreeMaskRun):
-    """What the label file of a run says of itself: a `label_file.LabelInfo`."""
-    settings = how.described() | {"images": dataset.fingerprint}
+    """What the label file of a run says of itself: a `label_file.LabelInfo`.
+
+    Where there are several processes, all call it together.
+    """
+    settings = how.described() | backbone.settings | image_settings(dataset)
     return label_file.LabelInfo(
         fingerprint=label_file.fingerprint(backbone.variables, settings),
         settings=settings,

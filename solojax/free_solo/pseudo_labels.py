@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from solojax.builders.segmentation import build_eval_batches, with_whole_batches
+from solojax.config.schema import flatten
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset
-from solojax.free_solo.labelling import label_images
+from solojax.free_solo.labelling import image_settings, label_images
 from solojax.inference.segmenter import (
     Segmenter,
     coco_results,
@@ -25,6 +27,12 @@ from solojax.inference.segmenter import (
 )
 from solojax.train.progress import progress_bar
 from solojax.train.sharding import evaluation_mesh
+
+# Of `config.model`, what changes nothing of what trained weights find.
+_OF_TRAINING = {
+    "checkpoint", "max_positives", "backbone.checkpoint", "backbone.frozen_stages",
+    "backbone.train_norm_affine",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +117,17 @@ def write_labels(
 def labels_info(
     model: Segmenter, dataset: CocoDataset, rule: LabelRule, checkpoint: str
 ) -> label_file.LabelInfo:
-    """What the label file of `write_labels` says of itself."""
+    """What the label file of `write_labels` says of itself.
+
+    Where there are several processes, all call it together.
+    """
+    network = flatten(model.config.model)
     settings = {
         "method": "predictions",
         **dataclasses.asdict(rule),
-        # As json has it, tuples as lists.
-        "evaluation": {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in model.config.evaluation.to_dict().items()
-        },
-        "images": dataset.fingerprint,
+        "network": _as_json({k: v for k, v in network.items() if k not in _OF_TRAINING}),
+        "evaluation": _as_json(model.config.evaluation.to_dict()),
+        **image_settings(dataset),
     }
     return label_file.LabelInfo(
         fingerprint=label_file.fingerprint(jax.device_get(model.variables), settings),
@@ -126,6 +135,11 @@ def labels_info(
         checkpoint=f"step {model.step} of {checkpoint}",
         description="objects that a segmenter found",
     )
+
+
+def _as_json(values: dict) -> dict:
+    """Tuples as lists, those of tuples too."""
+    return json.loads(json.dumps(values))
 
 
 def _labels_of(

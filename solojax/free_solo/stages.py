@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from solojax.config.validation import validate
 from solojax.errors import InputError
+from solojax.features.frozen_backbone import backbone_settings
 from solojax.free_solo.free_masks import FreeMaskRun
 from solojax.postprocess.free_mask_labels import FreeMaskFilters
 from solojax.postprocess.free_masks import FreeMaskSettings
@@ -100,7 +101,7 @@ def check_same_backbone(config: ConfigDict, pretraining: ConfigDict) -> None:
     """
     if config.model.checkpoint:
         return
-    ours, theirs = _backbone_of(config), _backbone_of(pretraining)
+    ours, theirs = backbone_settings(config), backbone_settings(pretraining)
     differing = [
         f"model.{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]
     ]
@@ -109,19 +110,6 @@ def check_same_backbone(config: ConfigDict, pretraining: ConfigDict) -> None:
             f"the backbones of --config and --pretraining differ, in {'; '.join(differing)}: give "
             "a --pretraining config of the same backbone, or a --backbone that was trained before"
         )
-
-
-def _backbone_of(config: ConfigDict) -> dict[str, object]:
-    """All that weights have to agree on; how they train may be another matter."""
-    model, backbone = config.model, config.model.backbone.to_dict()
-    for name in ("checkpoint", "frozen_stages", "train_norm_affine", "norm_group_images"):
-        backbone.pop(name, None)
-    if backbone["deformable"] == "none":
-        del backbone["deformable_stages"]
-    # Both kinds of batch norm have the same variables.
-    backbone["norm"] = backbone["norm"].removeprefix("frozen_")
-    values = {f"backbone.{name}": value for name, value in backbone.items()}
-    return values | {name: model[name] for name in ("pixel_mean", "pixel_std")}
 
 
 def free_mask_run(config: ConfigDict) -> FreeMaskRun:
@@ -140,7 +128,8 @@ def free_mask_run(config: ConfigDict) -> FreeMaskRun:
             min_center=search.min_center,
             max_width=search.max_width,
             components=search.components,
-            min_piece_area=search.min_piece_area,
+            # Where there are no pieces it is nothing, and `solojax free-mask` refuses it.
+            min_piece_area=search.min_piece_area if search.components else 0,
         ),
         short_side=search.short_side,
         long_side=search.long_side,
@@ -210,13 +199,15 @@ def _command(verb: str, *words: object) -> str:
 
 # Fields of `FreeMaskRun` itself that are flags.
 _SEARCH = ("stage", "short_side", "long_side", "canvas", "semantics")
+# Fields whose flags have another name.
+_FLAGS = {"embedding_size": "embedding"}
 
 
 def _free_mask_flags(config: ConfigDict) -> list[str]:
     """What `solojax free-mask` needs to be told of a config."""
     usual, own = FreeMaskRun(), free_mask_run(config)
     names = {
-        "settings": ("scales", "mask_threshold", "max_masks"),
+        "settings": ("scales", "mask_threshold", "max_masks", "embedding_size"),
         "filters": tuple(field.name for field in dataclasses.fields(FreeMaskFilters)),
     }
     pairs = [(usual, own, name) for name in _SEARCH]
@@ -234,6 +225,7 @@ def _free_mask_flags(config: ConfigDict) -> list[str]:
 
 
 def _as_flag(name: str, value: object) -> tuple[str, ...]:
+    name = _FLAGS.get(name, name)
     if value is True:
         return (f"--{name}",)
     if value is None:

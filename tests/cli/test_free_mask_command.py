@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import cv2
 import pytest
@@ -13,7 +15,10 @@ from helpers.tiny_run import CONFIG, call, refusal
 from pycocotools import mask as coco_mask
 
 import solojax.features.frozen_backbone
+from solojax.cli.free_mask import HELP
 from solojax.cli.main import main
+from solojax.config import load_config
+from solojax.free_solo.stages import Stages, free_mask_run, recipe
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,48 @@ def test_an_untrained_network_of_a_config(photos, tmp_path):
     document = json.loads((tmp_path / "masks.json").read_text())
     assert document["info"]["checkpoint"] == "random weights, seed 3"
     assert document["annotations"]
+
+
+@pytest.fixture
+def settings(colors, photos, tmp_path, monkeypatch):
+    """What a command, a line of words, would search with."""
+    searches = []
+    monkeypatch.setattr(
+        "solojax.free_solo.free_masks.find_masks", lambda *args: searches.append(args[3])
+    )
+
+    def of(line):
+        (verb, *words) = shlex.split(line)[1:]
+        outcome = call(verb, *words, "--images", photos, "--output", tmp_path / "masks.json")
+        assert outcome.code == 0, outcome
+        return searches.pop().described()
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("variants", "overrides"),
+    [
+        ("r50", []),
+        ("tiny", ["model.embedding=64"]),
+        ("tiny,many", []),
+        ("tiny,many", ["free_mask.components=false", "free_mask.max_width=none"]),
+    ],
+)
+def test_the_command_of_a_chains_recipe_is_the_chains_search(settings, photos, variants, overrides):
+    spec = f"configs/freesolo.py:{variants}"
+    overrides = [f"--config.{override}" for override in overrides]
+    config = load_config(spec, overrides)
+    text = recipe(config, photos, Stages(Path("w"), 1), spec=spec, overrides=overrides,
+                  backbone="runs/any", pretraining="")  # fmt: skip
+    (line,) = (line for line in text.splitlines() if "solojax free-mask" in line)
+    assert settings(line.partition(". ")[2]) == free_mask_run(config).described()
+
+
+def test_the_example_for_many_small_objects_is_the_configs(settings):
+    line = next(line for line in HELP.replace("\\\n", "").splitlines() if "--components" in line)
+    wanted = free_mask_run(load_config("configs/freesolo.py:tiny,many"))
+    assert settings(line) == wanted.described()
 
 
 @pytest.mark.slow

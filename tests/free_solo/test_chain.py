@@ -162,6 +162,8 @@ def test_folders_without_images_are_refused_in_a_line(tmp_path, capsys, make, me
     ("arguments", "message"),
     [
         (["--config", "configs/solov2.py"], "is for instance_segmentation"),
+        (["--config", f"{TINY},supervised"],
+         "(data.train_annotations=annotations/instances_train2017.json), which a chain makes"),
         (["--pretraining", "configs/solov2.py"], "is for instance_segmentation"),
         (["--backbone", "b", "--pretraining", "configs/densecl.py"], "has no part"),
         (["--config", "configs/freesolo.py:r50"],
@@ -253,6 +255,31 @@ def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monk
         summary, readable, cut_off = chain._find_masks(config, "b", dataset, stages, unread)
         assert cut_off == ("c/cut.png",) and summary.images == len(readable.images) == 7
         assert summary.objects > 7
+
+
+def test_a_backbone_of_other_photos_under_the_same_names_is_refused(tmp_path):
+    """Pre-training itself compares names alone."""
+    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path / "w", 1)
+
+    def list_images():
+        chain._list_images(load_photos(folder)[0], stages)
+
+    list_images()
+    path = folder / "c" / "2.png"
+    photo = path.read_bytes()
+    path.write_bytes((folder / "c" / "3.png").read_bytes())
+    assert len(photo) != path.stat().st_size
+    before = stages.images.read_bytes()
+    list_images()  # nothing has been trained yet
+    listed = stages.images.read_bytes()
+    assert listed != before
+    (stages.backbone / "checkpoints" / "5").mkdir(parents=True)
+    path.write_bytes(photo)
+    with pytest.raises(InputError, match=f"are not those that {stages.backbone} was trained on"):
+        list_images()
+    assert stages.images.read_bytes() == listed
+    path.write_bytes((folder / "c" / "3.png").read_bytes())
+    list_images()
 
 
 def write_masks(folder, names, path, embedding=(1.0, 0.0)):
@@ -414,3 +441,9 @@ def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
 
     assert main([*arguments, "--config.free_mask.min_maskness=0.35"]) == 2
     assert "stale or foreign labels" in capsys.readouterr().err
+
+    path = photos / "p0.png"
+    size = path.stat().st_size
+    cv2.imwrite(str(path), np.full((96, 128, 3), 90, np.uint8))
+    assert path.stat().st_size != size and main(arguments) == 2
+    assert f"are not those that {workdir}/backbone was trained on" in capsys.readouterr().err

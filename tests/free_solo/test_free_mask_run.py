@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 
 from solojax.data.label_file import load_labels, read_info
 from solojax.errors import InputError
-from solojax.free_solo import free_masks
-from solojax.free_solo.free_masks import FreeMaskRun, find_masks, load_photos
+from solojax.free_solo import free_masks, labelling
+from solojax.free_solo.free_masks import FreeMaskRun, find_masks, label_info, load_photos
 from solojax.postprocess.free_mask_labels import FreeMaskFilters
 
 HOW = FreeMaskRun(
@@ -157,6 +157,56 @@ def test_what_is_done_is_not_done_again(alone, photos, tmp_path):
     info = read_info(output)
     assert info.checkpoint == "colours 0" and info.settings["short_side"] == 192
     assert output.read_bytes() == alone[0].read_bytes()
+
+
+def test_another_photo_under_an_old_name_is_another_image(photos, tmp_path):
+    """Of the same size in pixels, as the frames of two videos are."""
+    root, output = write_photos(tmp_path / "photos"), tmp_path / "masks.json"
+    run(root, output)
+    path = root / "c" / "2.png"
+    before, photo = path.stat().st_size, path.read_bytes()
+    cv2.imwrite(str(path), np.full((*SIZES["c/2.png"], 3), 90, np.uint8))
+    assert path.stat().st_size != before
+    with pytest.raises(InputError, match=r"stale or foreign labels.*: other image_files; remove"):
+        run(root, output)
+    path.write_bytes(photo)
+    assert run(root, output) is None
+
+
+def test_files_are_looked_up_once_and_by_the_first_process_alone(photos, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "solojax.data.coco.file_states", lambda _, names: looked.append(names) or {}
+    )
+    dataset, _ = load_photos(photos)
+    first, again = (label_info(color_backbone(), dataset, HOW) for _ in range(2))
+    assert first == again and len(looked) == 1
+    dataset, _ = load_photos(photos)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    told = first.settings["image_files"]
+    monkeypatch.setattr(labelling, "gather_json", lambda own: [told, own])
+    assert label_info(color_backbone(), dataset, HOW) == first and len(looked) == 1
+
+
+def test_how_the_backbone_reads_pixels_belongs_to_the_labels(photos):
+    """The same weights find other masks; what only trains otherwise changes nothing."""
+    dataset, _ = load_photos(photos)
+    backbone = color_backbone()
+    base = label_info(backbone, dataset, HOW)
+
+    def of(**keys):
+        config = backbone.config.copy_and_resolve_references()
+        config.model.backbone.update(keys)
+        return label_info(dataclasses.replace(backbone, config=config), dataset, HOW)
+
+    others = [
+        label_info(dataclasses.replace(backbone, **change), dataset, HOW)
+        for change in ({"pixel_mean": (0.0, 0.0, 0.0)}, {"pixel_std": (1.0, 1.0, 1.0)})
+    ]
+    others.append(of(stride_in_1x1=True))
+    assert len({base.fingerprint, *(info.fingerprint for info in others)}) == 4
+    assert others[1].settings == base.settings | {"pixel_std": [1.0, 1.0, 1.0]}
+    assert of(norm="batch_norm", frozen_stages=-1, checkpoint="b.pth") == base
 
 
 def test_broken_files_are_left_out_and_told(photos, tmp_path):

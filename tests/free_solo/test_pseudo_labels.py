@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 
@@ -160,6 +161,16 @@ def test_a_file_of_the_same_model_and_rule_stays_and_others_are_refused(model, d
     assert not write_labels(model, dataset, output, rule, "runs/a")
     with pytest.raises(InputError, match="other score_threshold"):
         write_labels(model, dataset, output, LabelRule(score_threshold=0.5), "runs/a")
+    model.config.model.max_positives += 1  # of training alone
+    assert not write_labels(model, dataset, output, rule, "runs/a")
+    std = model.config.model.pixel_std
+    model.config.model.pixel_std = (1.0, 1.0, 1.0)
+    with pytest.raises(InputError, match=": other network;"):
+        write_labels(model, dataset, output, rule, "runs/a")
+    model.config.model.pixel_std = std
+    (tmp_path / "5.png").write_bytes(b"another photo")
+    with pytest.raises(InputError, match=": other image_files;"):
+        write_labels(model, dataclasses.replace(dataset), output, rule, "runs/a")
     model.variables["a"][0] = 2
     with pytest.raises(InputError, match="other weights"):
         write_labels(model, dataset, output, rule, "runs/a")
