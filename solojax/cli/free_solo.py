@@ -29,7 +29,9 @@ Stages: a backbone (given, or DenseCL pre-trained on the images), Free Mask, a f
 its masks, labels from that, a second training on them, predictions. What is done already is
 skipped, and what was stopped goes on. Written: W/backbone/, W/masks.json, W/round0/,
 W/labels1.json, W/round1/, W/predictions.json (COCO: images, masks, boxes, scores, embeddings) and
-W/overlays/. Rounds and filters are keys of the config, such as --config.self_training.rounds=2.
+W/overlays/ (what has a score from --config.self_training.score_threshold on, in pictures of up to
+1000 images, evenly spread over more; `solojax predict` draws any). Rounds and filters are keys of
+the config, such as --config.self_training.rounds=2.
 --config.KEY=VALUE changes the segmenter; for another pre-training give a config by --pretraining,
 or the workdir of your own `solojax train --config configs/densecl.py:tiny --config.KEY=VALUE ...`
 by --backbone. --config.evaluation.KEY=VALUE makes the predictions of a chain that is done again.
@@ -183,7 +185,9 @@ def _report(summary, stages) -> str:
         )
     found = summary.predictions
     lines.append(f"{found.objects} objects found in {found.images} images: {stages.predictions}")
-    lines.append(f"pictures: {stages.overlays}")
+    drawn = f"{found.likely} of them with a score from {found.score_threshold:g} on"
+    spread = f" (pictures of {found.pictures} images)" if found.pictures < found.images else ""
+    lines.append(f"{drawn}: {stages.overlays}{spread}")
     if summary.unread:
         shown = ", ".join(summary.unread[:5]) + (", ..." if len(summary.unread) > 5 else "")
         lines.append(f"{len(summary.unread)} files could not be read: {shown}")

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from solojax.errors import ForeignLabels, InputError
 
 CATEGORY = Category(1, "object")
 _HEAD = '{"info": '
+_SECTION = '"{}": ['
 _LONGEST_INFO = 2**20  # characters
 
 
@@ -95,7 +96,7 @@ def write(
             file.write(_HEAD + json.dumps(dataclasses.asdict(info)))
             file.write(f', "categories": {json.dumps([dataclasses.asdict(CATEGORY)])}')
             for name, entries in (("images", images), ("annotations", numbered)):
-                file.write(f',\n"{name}": [')
+                file.write(",\n" + _SECTION.format(name))
                 for number, entry in enumerate(entries):
                     file.write((",\n" if number else "\n") + json.dumps(entry))
                 file.write("\n]")
@@ -138,6 +139,38 @@ def read_info(path: str | Path) -> LabelInfo | None:
     if info is None:
         info = read_document(str(path)).get("info")
     return _parse_info(info)
+
+
+def read_entries(path: str | Path, section: str) -> Iterator[dict]:
+    """The entries of a section of a label file, one in memory at a time.
+
+    Args:
+      path: of the json, laid out as `write` does it: an entry a line.
+      section: "images" or "annotations".
+
+    Raises:
+      InputError: the file cannot be read, or is laid out otherwise.
+    """
+    begins, ends = _SECTION.format(section), False
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if line.rstrip() == begins:
+                    break
+            for line in file:
+                if ends := line.startswith("]"):
+                    break
+                yield json.loads(line.rstrip().removesuffix(","))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f'{path}: cannot read its "{section}" ({reason}); remove the file to have it made again'
+        ) from None
+    if not ends:
+        raise InputError(
+            f'{path}: its "{section}" have no end, or are not an entry a line as when it was '
+            "written; remove the file to have it made again"
+        )
 
 
 def check_fingerprint(

@@ -8,7 +8,7 @@ Each stage leaves its result in the work directory and is skipped where that is 
     round0/            the first training, on masks.json
     labels1.json       what round 0 finds
     round1/            the second training, from the same start, on labels1.json; and so on
-    predictions.json   what the last round finds, and overlays/ to look at
+    predictions.json   what the last round finds, and overlays/ to look at, of up to 1000 images
 
 Label files carry a fingerprint of the checkpoint, the settings and the images that they were made
 of, and checkpoints one of their labels: what does not belong together is refused, not mixed. Only
@@ -18,9 +18,7 @@ a label file that is given is taken as it is, whatever made it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,11 +29,11 @@ from ml_collections import ConfigDict
 from solojax.builders.segmentation import build_task
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset
-from solojax.data.image_io import read_image
-from solojax.errors import BrokenImage, ForeignLabels, InputError
+from solojax.errors import ForeignLabels, InputError
 from solojax.features.frozen_backbone import load_backbone
 from solojax.free_solo.free_masks import find_masks
 from solojax.free_solo.labelling import image_settings
+from solojax.free_solo.overlays import FoundSummary, remove_pictures, show_found
 from solojax.free_solo.part_files import PartFiles
 from solojax.free_solo.pseudo_labels import (
     LabelRule,
@@ -45,7 +43,6 @@ from solojax.free_solo.pseudo_labels import (
     write_labels,
 )
 from solojax.free_solo.stages import Stages, free_mask_run, pretraining_config, round_config
-from solojax.inference.prediction import file_names, picture_names, write_png
 from solojax.inference.segmenter import load, variable_shapes
 from solojax.runs.free_solo import load_label_set
 from solojax.runs.pretrained import start_from_backbone
@@ -53,7 +50,6 @@ from solojax.runs.training import run_training
 from solojax.train.checkpoint_format import list_steps
 from solojax.train.checkpoint_loading import FOLDER
 from solojax.train.sharding import gather_json
-from solojax.visualize.overlays import overlay_results
 
 _logger = logging.getLogger(__name__)
 
@@ -66,12 +62,12 @@ class FreeSoloSummary:
 
     Attributes:
       labels: of every round, Free Mask's first.
-      predictions: of the last round.
+      predictions: what the last round finds.
       unread: names of the files that are no images, or are cut off.
     """
 
     labels: tuple[LabelSummary, ...]
-    predictions: LabelSummary
+    predictions: FoundSummary
     unread: tuple[str, ...]
 
 
@@ -231,7 +227,7 @@ def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int
     return summary
 
 
-def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelSummary:
+def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> FoundSummary:
     """What the last round finds, all scores, and pictures of what is likely.
 
     With `config.evaluation` as it is now, whatever it was in training.
@@ -249,12 +245,14 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> LabelS
     wanted = labels_info(model, dataset, rule, str(checkpoint))
     if jax.process_index() == 0:
         _forget_others(stages, wanted)
-    written = write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
-    if jax.process_index() == 0 and (written or not stages.overlays.is_dir()):
-        _draw(dataset, stages, config.self_training.score_threshold)
-    summary = summarize(label_file.load_labels(stages.predictions, dataset.image_root))
-    _report(stages.predictions, summary)
-    return summary
+    write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
+    return show_found(
+        dataset,
+        stages.predictions,
+        stages.overlays,
+        config.self_training.score_threshold,
+        draws=jax.process_index() == 0,
+    )
 
 
 def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
@@ -267,33 +265,10 @@ def _forget_others(stages: Stages, wanted: label_file.LabelInfo) -> None:
     found = label_file.read_info(predictions) if predictions.exists() else None
     if found is not None and found.fingerprint == wanted.fingerprint:
         return
-    if stages.overlays.exists():
-        shutil.rmtree(stages.overlays)
+    remove_pictures(stages.overlays)
     if predictions.exists():
         _logger.info("%s is of another model, images or settings: made again", predictions)
         predictions.unlink()
-
-
-def _draw(dataset: CocoDataset, stages: Stages, score_threshold: float) -> None:
-    """Overlays of all images; the folder is there only when all are."""
-    found: dict[int, list[dict]] = {}
-    for each in json.loads(stages.predictions.read_text())["annotations"]:
-        found.setdefault(each["image_id"], []).append(each)
-    folder = stages.overlays.with_name(f"{stages.overlays.name}.tmp")
-    for old in (folder, stages.overlays):
-        shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True)
-    paths = {image.id: Path(dataset.image_path(image)) for image in dataset.images}
-    names = picture_names(file_names(list(paths.values())))
-    for image_id, path in paths.items():
-        try:
-            image = read_image(path)
-        except BrokenImage as error:
-            _logger.warning("image left out: %s", error)
-            continue
-        shown = overlay_results(image, found.get(image_id, []), {1: "object"}, score_threshold)
-        write_png(folder / names[path], shown)
-    folder.rename(stages.overlays)
 
 
 def _report(path: Path, summary: LabelSummary) -> None:

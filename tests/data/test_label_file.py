@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,49 @@ def test_info_is_read_without_the_rest_and_with_other_spacing(labels):
     assert label_file.read_info(path) == INFO
     path.write_text(json.dumps(json.loads(whole), indent=1))
     assert label_file.read_info(path) == INFO
+
+
+def test_entries_are_read_one_at_a_time(tmp_path):
+    path, vector = tmp_path / "masks.json", [0.123456789] * 128
+    label_file.write(
+        path,
+        images=[image_entry(1)],
+        annotations=(annotation(1, vector, score=n / 2000) for n in range(2000)),
+        info=INFO,
+    )
+    assert list(label_file.read_entries(path, "images")) == [image_entry(1)]
+    first, *_, last = (each["score"] for each in label_file.read_entries(path, "annotations"))
+    assert (first, last) == (0.0, 1999 / 2000)
+    tracemalloc.start()
+    for each in label_file.read_entries(path, "annotations"):
+        assert each["emb"] == vector
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 10
+
+
+def test_sections_without_entries_are_read(tmp_path):
+    path = tmp_path / "masks.json"
+    label_file.write(path, images=[image_entry(1)], annotations=[], info=INFO)
+    assert list(label_file.read_entries(path, "annotations")) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: json.dumps(json.loads(text), indent=1), "not an entry a line"),
+        (lambda text: text[: text.rindex("\n]")], "have no end"),
+        (lambda text: text[: text.rindex("0.75")], "Expecting value"),
+    ],
+)
+def test_entries_of_a_damaged_file_are_refused(labels, damage, message):
+    path, _ = labels
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError, match=f'{path}: .*"annotations".*{message}.*; remove the file'):
+        list(label_file.read_entries(path, "annotations"))
+    path.unlink()
+    with pytest.raises(InputError, match="No such file"):
+        list(label_file.read_entries(path, "annotations"))
 
 
 def test_fingerprint_depends_on_values_shapes_names_and_settings_alone():

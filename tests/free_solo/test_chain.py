@@ -21,6 +21,7 @@ from solojax.data import label_file
 from solojax.errors import InputError
 from solojax.free_solo import chain
 from solojax.free_solo.free_masks import load_photos
+from solojax.free_solo.overlays import FoundSummary
 from solojax.free_solo.pseudo_labels import LabelRule, LabelSummary
 from solojax.free_solo.stages import (
     Stages,
@@ -380,7 +381,11 @@ def test_predictions_are_made_with_the_settings_of_now(tmp_path, monkeypatch):
         )
         assert labels == json.loads(json.dumps(trained.evaluation.to_dict()))
         assert predictions == json.loads(json.dumps(config.evaluation.to_dict()))
-    assert trained.evaluation.sigma == 1.0 and len(list(stages.overlays.iterdir())) == 7
+    assert trained.evaluation.sigma == 1.0
+    config.self_training.score_threshold = 0.6  # decides what the pictures show
+    before = (stages.overlays / "a_one.png").read_bytes()
+    assert chain._predict(config, dataset, stages) == FoundSummary(1, 1, 0, 0.6)
+    assert (stages.overlays / "a_one.png").read_bytes() != before
 
 
 def test_pictures_do_not_outlive_their_predictions(tmp_path):
@@ -424,7 +429,10 @@ def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
     predictions = json.loads((workdir / "predictions.json").read_text())
     names = [image["file_name"] for image in predictions["images"]]
     assert len(names) == 8 and {"p0.png", "more/p0.png"} <= set(names)
-    assert len(list((workdir / "overlays").iterdir())) == 8
+    assert len(list((workdir / "overlays").glob("*.png"))) == 8
+    drawn = f"of them with a score from 1e-05 on: {workdir / 'overlays'}\n"
+    assert f" objects found in 8 images: {workdir / 'predictions.json'}\n" in shown
+    assert drawn in shown
     for name in ("masks.json", "labels1.json", "predictions.json"):
         first = json.loads((workdir / name).read_text())["annotations"][0]
         assert len(first["emb"]) == 128
