@@ -18,23 +18,24 @@ PRETRAINING = "configs/densecl.py:tiny"
 HELP = """From a folder of images to a segmenter of its objects, without a label (FreeSOLO).
 
   solojax free-solo --images photos/ --workdir runs/photos
-  solojax free-solo --images photos/ --workdir runs/photos --backbone densecl_r50.pth \\
+  solojax free-solo --images photos/ --workdir runs/r50 --backbone densecl_r50.pth \\
       --config configs/freesolo.py:r50
-  solojax free-solo --images photos/ --workdir runs/photos \\
+  solojax free-solo --images photos/ --workdir runs/many \\
       --config configs/freesolo.py:tiny,many --pretraining configs/densecl.py:tiny,close
 
 The last is for photos of many small objects that look alike.
 
 Stages: a backbone (given, or DenseCL pre-trained on the images), Free Mask, a first training on
 its masks, labels from that, a second training on them, predictions. What is done already is
-skipped, and what was stopped goes on. Written: W/backbone/, W/masks.json, W/round0/,
-W/labels1.json, W/round1/, W/predictions.json (COCO: images, masks, boxes, scores, embeddings) and
-W/overlays/ (what has a score from --config.self_training.score_threshold on, in pictures of up to
-1000 images, evenly spread over more; `solojax predict` draws any). Rounds and filters are keys of
-the config, such as --config.self_training.rounds=2.
---config.KEY=VALUE changes the segmenter; for another pre-training give a config by --pretraining,
-or the workdir of your own `solojax train --config configs/densecl.py:tiny --config.KEY=VALUE ...`
-by --backbone. --config.evaluation.KEY=VALUE makes the predictions of a chain that is done again.
+skipped, and what was stopped goes on; for other settings give another workdir. Written:
+W/backbone/, W/masks.json, W/round0/, W/labels1.json, W/round1/, W/predictions.json (COCO: images,
+masks, boxes, scores, embeddings) and W/overlays/ (what has a score from
+--config.self_training.score_threshold on, in pictures of up to 1000 images, evenly spread over
+more; `solojax predict` draws any). Rounds and filters are keys of the config, such as
+--config.self_training.rounds=2. --config.KEY=VALUE changes the segmenter; for another pre-training
+give a config by --pretraining, or the workdir of your own
+`solojax train --config configs/densecl.py:tiny --config.KEY=VALUE ...` by --backbone.
+--config.evaluation.KEY=VALUE makes the predictions of a chain that is done again.
 
 In the first training the target of the semantic loss is the embedding that Free Mask gave a mask,
 in later ones the embedding that the segmenter before predicted for it.
@@ -47,8 +48,8 @@ The segmenter is then used like any other:
 --annotations takes the images of a COCO json with their ids, so that W/masks.json, W/labels1.json
 and W/predictions.json can be scored by `solojax evaluate --class-agnostic --predictions`. Files
 that are no images are named and left out. Masks that another checkpoint, other settings or other
-images made are refused; --masks takes a label file as it is. Several processes: as in
-`solojax train`."""
+images made are refused, and so are trainings with other settings or from other weights; --masks
+takes a label file as it is. Several processes: as in `solojax train`."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -100,10 +101,12 @@ def run(args: argparse.Namespace) -> int:
     from solojax.config.schema import flatten
     from solojax.free_solo.chain import run_free_solo
     from solojax.free_solo.free_masks import load_photos
-    from solojax.free_solo.stages import Stages, recipe
+    from solojax.free_solo.stages import Stages, check_outside, recipe
     from solojax.train.preemption import EXIT_CODE, Preempted
     from solojax.train.start_checks import check_values, check_workdir
 
+    if args.annotations is None:
+        check_outside(args.workdir, args.images)
     check_values(flatten(config))
     check_values(flatten(pretraining) if pretraining is not None else {}, "pre-training config")
     # Before there is a workdir: without images there need be none.

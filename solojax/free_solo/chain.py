@@ -11,8 +11,9 @@ Each stage leaves its result in the work directory and is skipped where that is 
     predictions.json   what the last round finds, and overlays/ to look at, of up to 1000 images
 
 Label files carry a fingerprint of the checkpoint, the settings and the images that they were made
-of, and checkpoints one of their labels: what does not belong together is refused, not mixed. Only
-a label file that is given is taken as it is, whatever made it.
+of; checkpoints carry their settings, and fingerprints of their labels and of the weights that they
+started from. What does not belong together is refused, not mixed. Only a label file that is given
+is taken as it is, whatever made it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from solojax.builders.segmentation import build_task
 from solojax.data import label_file
 from solojax.data.coco import CocoDataset
 from solojax.errors import ForeignLabels, InputError
@@ -42,18 +42,21 @@ from solojax.free_solo.pseudo_labels import (
     summarize,
     write_labels,
 )
+from solojax.free_solo.stage_checks import (
+    START,
+    check_settings,
+    check_start,
+    starting_weights,
+)
 from solojax.free_solo.stages import Stages, free_mask_run, pretraining_config, round_config
-from solojax.inference.segmenter import load, variable_shapes
+from solojax.inference.segmenter import load
 from solojax.runs.free_solo import load_label_set
-from solojax.runs.pretrained import start_from_backbone
 from solojax.runs.training import run_training
 from solojax.train.checkpoint_format import list_steps
 from solojax.train.checkpoint_loading import FOLDER
 from solojax.train.sharding import gather_json
 
 _logger = logging.getLogger(__name__)
-
-NUM_CLASSES = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ def run_free_solo(
     Raises:
       InputError: no image can be read; `stages.masks` do not fit the images or the config;
         nothing was found to learn from; or the work directory holds what other images, settings or
-        checkpoints have left.
+        checkpoints have left. Settings are compared before any work.
       Preempted: SIGTERM asked a training to end; its state is saved.
     """
     images = Path(dataset.image_root).absolute()
@@ -103,12 +106,19 @@ def run_free_solo(
         _logger.warning("image left out, since it cannot be read: %s", images / name)
     if stages.masks is not None:
         _check_masks(config, dataset, stages)
+    trained = None
     if backbone is None:
-        _list_images(dataset, stages)
         backbone = str(stages.backbone)
-        _say("backbone: pre-training on %s, without labels", images)
-        run_training(pretraining_config(pretraining, images, stages), stages.backbone)
-    _check_backbone(config, backbone)
+        trained = pretraining_config(pretraining, images, stages)
+        check_settings(stages.backbone, trained)
+    rounds = _rounds(config, images, stages, backbone)
+    for folder, own in rounds.items():
+        check_settings(folder, own)
+    if trained is not None:
+        _pretrain(trained, dataset, stages)
+    start = starting_weights(rounds[stages.training(0)])  # all rounds have the same
+    for folder, own in rounds.items():
+        check_start(folder, own, start)
 
     if stages.masks is None:
         summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
@@ -116,14 +126,23 @@ def run_free_solo(
         summary, cut_off = summarize(label_file.load_labels(stages.labels(0), images)), ()
         _report(stages.labels(0), summary)
     summaries = [summary]
-    for number in range(stages.rounds + 1):
+    for number, (folder, own) in enumerate(rounds.items()):
         if number:
             summaries.append(_label(config, dataset, stages, number))
         _say("round %d: training on %s", number, stages.labels(number))
-        own = round_config(config, images, stages, number, backbone)
-        run_training(own, stages.training(number))
+        run_training(own, folder, {START: start})
     predictions = _predict(config, dataset, stages)
     return FreeSoloSummary(tuple(summaries), predictions, (*unread, *cut_off))
+
+
+def _rounds(
+    config: ConfigDict, images: Path, stages: Stages, backbone: str
+) -> dict[Path, ConfigDict]:
+    """The work directory of every round with its config, in their order."""
+    return {
+        stages.training(number): round_config(config, images, stages, number, backbone)
+        for number in range(stages.rounds + 1)
+    }
 
 
 def _check_masks(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> None:
@@ -138,6 +157,15 @@ def _check_masks(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> No
             f"are not among those of {dataset.image_root}, {foreign[0]} the first: give the labels "
             "of these images, with their names below the folder"
         )
+
+
+def _pretrain(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> None:
+    """Trains the backbone on the images, unless that is done."""
+    start = starting_weights(config)
+    check_start(stages.backbone, config, start)
+    _list_images(dataset, stages)
+    _say("backbone: pre-training on %s, without labels", dataset.image_root)
+    run_training(config, stages.backbone, {START: start})
 
 
 def _list_images(dataset: CocoDataset, stages: Stages) -> None:
@@ -162,16 +190,6 @@ def _check_same_files(dataset: CocoDataset, stages: Stages, settings: dict[str, 
             "on, by the names or the sizes of the files; use the images of that run or another "
             "--workdir"
         )
-
-
-def _check_backbone(config: ConfigDict, backbone: str) -> None:
-    """Says before the long work, not after, that a backbone does not fit the segmenter."""
-    if config.model.checkpoint:
-        return
-    config = config.copy_and_resolve_references()
-    config.model.backbone.checkpoint = str(backbone)
-    shapes = variable_shapes(build_task(config, NUM_CLASSES))
-    start_from_backbone(shapes["params"], shapes.get("batch_stats", {}), config)
 
 
 def _find_masks(

@@ -91,6 +91,26 @@ def round_config(
     return config
 
 
+def check_outside(workdir: Path, images: Path) -> None:
+    """Finds out before any work that a chain's own pictures will not be among its images.
+
+    Folders whose name begins with a dot are not looked into.
+
+    Raises:
+      InputError: they would be, when the chain is run again.
+    """
+    place, folder = workdir.resolve(), images.resolve()
+    if not place.is_relative_to(folder):
+        return
+    if any(name.startswith(".") for name in place.relative_to(folder).parts):
+        return
+    raise InputError(
+        f"--workdir {workdir} is in --images {images}, where the pictures that it gets would be "
+        "taken for images the next time: give a --workdir outside of the images, or list them by "
+        "--annotations"
+    )
+
+
 def check_same_backbone(config: ConfigDict, pretraining: ConfigDict) -> None:
     """Finds out before any work that pre-training makes the backbone that the segmenter wants.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from solojax.builders.segmentation import build_optimizer
 from solojax.config import from_json, scaled_learning_rate, to_json, total_steps
-from solojax.config.schema import flatten
+from solojax.config.changes import changes
 from solojax.errors import InputError
 from solojax.inference.evaluation import write_json
 from solojax.runs.contrast import contrast_run
@@ -35,12 +35,15 @@ _RUNS = {
 }
 
 
-def run_training(config: ConfigDict, workdir: Path) -> TrainState:
+def run_training(
+    config: ConfigDict, workdir: Path, metadata: Mapping[str, Any] | None = None
+) -> TrainState:
     """Trains as the config says; goes on where an earlier run in the work directory stopped.
 
     Args:
       config: valid.
       workdir: takes `config.json`, `metrics.jsonl`, TensorBoard events and `checkpoints/`.
+      metadata: json that goes into every checkpoint beside what the task says.
 
     Returns:
       The final state.
@@ -116,7 +119,7 @@ def run_training(config: ConfigDict, workdir: Path) -> TrainState:
                 workdir=workdir,
                 checkpointer=checkpointer,
                 writer=writer,
-                metadata=run.metadata,
+                metadata=run.metadata | dict(metadata or {}),
                 evaluate=run.evaluate,
                 watched=run.advice,
                 seed=config.seed,
@@ -173,14 +176,10 @@ def _save_config(config: ConfigDict, workdir: Path) -> None:
 def _changes(old: str, config: ConfigDict) -> str:
     """The keys whose values are not those of an earlier config.json, with both."""
     try:
-        before = flatten(from_json(old))
+        before = from_json(old)
     except InputError:  # of another version, or written half
         return "everything, since the old one cannot be read"
-    return ", ".join(
-        f"{key} {value!r} ({f'was {before[key]!r}' if key in before else 'was not there'})"
-        for key, value in flatten(config).items()
-        if key not in before or before[key] != value
-    )
+    return ", ".join(f"{key} {values}" for key, values in changes(before, config).items())
 
 
 def _say(config: ConfigDict, run: TaskRun, steps: int, devices: int) -> None:

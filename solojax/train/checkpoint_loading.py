@@ -48,6 +48,27 @@ def load_metadata(path: str | epath.Path, *, step: int | str | None = None) -> d
     return _read_record(_find_checkpoint(epath.Path(path).absolute(), step))["metadata"]
 
 
+def newest_metadata(path: str | epath.Path) -> tuple[dict[str, Any], str] | None:
+    """What the newest checkpoint of a run that can be read says of itself, and its path.
+
+    Args:
+      path: a work directory, which may be absent or hold nothing yet.
+
+    Returns:
+      (metadata, path of the checkpoint); None where there is no such checkpoint.
+
+    Raises:
+      InputError: it may not be read, or a newer version wrote it.
+    """
+    directory = epath.Path(path).absolute() / FOLDER
+    for step in reversed(form.list_steps(directory)):
+        try:
+            return form.read_record(directory / str(step))["metadata"], str(directory / str(step))
+        except form.BrokenCheckpoint:
+            continue
+    return None
+
+
 def load_variables(
     path: str | epath.Path, *, step: int | str | None = None, extra: bool = False
 ) -> LoadedVariables:

@@ -306,9 +306,9 @@ def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch
     config = load_config(TINY, ["--config.model.embedding=2"])
     trained, empty = [], LabelSummary(0, 0, 0)
     monkeypatch.setattr(chain, "find_masks", None)
-    monkeypatch.setattr(chain, "_check_backbone", lambda *_: None)
+    monkeypatch.setattr(chain, "starting_weights", lambda _: "")
     monkeypatch.setattr(
-        chain, "run_training", lambda config, _: trained.append(config.data.train_annotations)
+        chain, "run_training", lambda config, *_: trained.append(config.data.train_annotations)
     )
     monkeypatch.setattr(chain, "_label", lambda *_: empty)
     monkeypatch.setattr(chain, "_predict", lambda *_: empty)
@@ -450,6 +450,14 @@ def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
     assert main([*arguments, "--config.free_mask.min_maskness=0.35"]) == 2
     assert "stale or foreign labels" in capsys.readouterr().err
 
+    trained = (workdir / "round0" / "config.json").read_text()
+    assert main([*arguments, "--config.seed=1"]) == 2
+    assert f"{workdir / 'round0'}: trained with other settings" in capsys.readouterr().err
+    assert (workdir / "round0" / "config.json").read_text() == trained
+    arguments += ["--config.train.total_steps=4", "--masks", str(workdir / "masks.json")]
+    (tmp_path / "pretraining.py").write_text(PRETRAINING.replace("steps = 2", "steps = 3"))
+    assert main(arguments) == 2
+    assert "started from other weights" in capsys.readouterr().err
     path = photos / "p0.png"
     size = path.stat().st_size
     cv2.imwrite(str(path), np.full((96, 128, 3), 90, np.uint8))

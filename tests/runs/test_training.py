@@ -17,6 +17,7 @@ from solojax.config import from_json
 from solojax.errors import InputError
 from solojax.runs.segmentation import checkpoint_metadata
 from solojax.runs.training import run_training
+from solojax.train.checkpoint_loading import newest_metadata
 from solojax.train.checkpoints import load_variables
 
 
@@ -48,6 +49,16 @@ def test_a_checkpoint_carries_config_and_classes(finished):
         {"id": 11, "name": "block"},
         {"id": 40, "name": "ring"},
     ]
+
+
+def test_what_the_caller_says_is_in_every_checkpoint_too(finished):
+    workdir, config = finished
+    own, _ = newest_metadata(workdir)
+    config.train.total_steps = TOTAL_STEPS + 1
+    run_training(config, workdir, {"start": "weights"})
+    metadata, path = newest_metadata(workdir)
+    assert metadata["start"] == "weights" and own.keys() == metadata.keys() - {"start"}
+    assert path == str(workdir / "checkpoints" / str(TOTAL_STEPS + 1))
 
 
 @pytest.mark.parametrize(
