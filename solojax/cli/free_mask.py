@@ -94,7 +94,8 @@ def _add_search_flags(parser: argparse.ArgumentParser) -> None:
         choices=(2, 3, 4, 5),
         default=5,
         help="n of the backbone's map Cn that is searched; earlier ones have finer cells, of 2^n "
-        "pixels, for small objects (default 5)",
+        "pixels, for small objects (default 5). With 2 or 3 give fewer queries, by --scales 0.25: "
+        "memory grows with their number times that of the cells",
     )
     group.add_argument(
         "--scales",

@@ -89,7 +89,8 @@ def _free_mask() -> ConfigDict:
     free_mask.semantics = "thesis"
     # n of the backbone's map Cn that is searched, with cells of 2^n pixels; the last is published.
     free_mask.stage = 5
-    # Of the maps that queries come from.
+    # Of the maps that queries come from. An earlier map has four times the cells, and 16 times the
+    # memory goes to its search: C3 and C2 want fewer queries, scales = (0.25,).
     free_mask.scales = (1.0, 0.5, 0.25)
     # From which on a cell belongs to a mask.
     free_mask.mask_threshold = 0.5

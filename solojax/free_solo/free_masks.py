@@ -30,11 +30,19 @@ from solojax.postprocess.free_mask_labels import (
     extent_of,
     free_mask_annotations,
 )
-from solojax.postprocess.free_masks import FreeMasks, FreeMaskSettings, find_free_masks
+from solojax.postprocess.free_masks import (
+    FreeMasks,
+    FreeMaskSettings,
+    count_queries,
+    find_free_masks,
+    search_bytes,
+)
 from solojax.structures import Batch, PyTree
 from solojax.train.progress import progress_bar
 from solojax.train.sharding import batch_sharding, evaluation_mesh, gather_json
 from solojax.train.start_checks import check_data
+
+_MOST_BYTES = 12e9  # of memory for the images that are searched at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +164,7 @@ def find_masks(
     the file is the same for any number of devices.
 
     Args:
-      backbone: whose last map is searched.
+      backbone: whose map `how.stage` is searched.
       dataset: the images; their objects are not looked at.
       output: the label file.
       how: settings.
@@ -168,11 +176,37 @@ def find_masks(
 
     Raises:
       InputError: the file is there and was made otherwise, or parts of it were; no image can be
-        read; or the processes do not divide the batch.
+        read; the search would take too much memory; or the processes do not divide the batch.
     """
+    if not output.exists():  # what is there needs no search
+        check_search_memory(dataset, how)
     info = label_info(backbone, dataset, how)
     found = label_images(dataset, output, info, functools.partial(_masks_of, backbone, how))
     return found and dataclasses.replace(found, unread=(*broken, *found.unread))
+
+
+def check_search_memory(dataset: CocoDataset, how: FreeMaskRun) -> None:
+    """Says before the long work that its search would fill the memory, which ends a run silently.
+
+    Raises:
+      InputError: a step takes more than `_MOST_BYTES`; or the processes do not divide the batch.
+    """
+    batch_size = _batch_size(how)
+    height, width = _plan(dataset, batch_size, how).at(0).canvas  # the largest comes first
+    cells, scales = (height // how.stride, width // how.stride), how.settings.scales
+    shares = jax.process_count()  # the devices of a CPU have one memory
+    if jax.default_backend() != "cpu":
+        shares = evaluation_mesh(batch_size).size
+    images, each = batch_size // shares, search_bytes(cells, scales)
+    if images * each > _MOST_BYTES:
+        times = f", {images} images at a time" if images > 1 else ""
+        raise InputError(
+            f"Free Mask on C{how.stage} of {height}x{width} pixels (height x width) has "
+            f"{count_queries(cells, scales)} queries, about {each / 1e9:.1f} GB of memory an image"
+            f"{times}, more than {_MOST_BYTES / 1e9:.0f} GB: give --scales 0.25 for fewer queries, "
+            "a smaller --short_side, a later --stage or a smaller --batch_size (free_mask.scales "
+            "and so on in a config)"
+        )
 
 
 def _masks_of(
@@ -180,12 +214,7 @@ def _masks_of(
 ) -> Iterator[tuple[int, list[dict] | None]]:
     """(position in the data set, annotations) of this process's images; None: cannot be read."""
     processes = jax.process_count()
-    batch_size = how.batch_size or jax.device_count()
-    if batch_size % processes:
-        raise InputError(
-            f"a batch of {batch_size} images does not divide over {processes} processes: give "
-            f"--batch_size as a multiple of {processes}"
-        )
+    batch_size = _batch_size(how)
     mesh = evaluation_mesh(batch_size)
     predict = jax.jit(functools.partial(_search, backbone, how), out_shardings=batch_sharding(mesh))
     batches, count = _batches(dataset, batch_size, how), len(dataset.images)
@@ -201,6 +230,17 @@ def _masks_of(
             bar.update(min(len(rows) * processes, count - bar.n))
 
 
+def _batch_size(how: FreeMaskRun) -> int:
+    processes = jax.process_count()
+    batch_size = how.batch_size or jax.device_count()
+    if batch_size % processes:
+        raise InputError(
+            f"a batch of {batch_size} images does not divide over {processes} processes: give "
+            f"--batch_size as a multiple of {processes}"
+        )
+    return batch_size
+
+
 def _search(
     backbone: FrozenBackbone, how: FreeMaskRun, variables: PyTree, batch: Batch
 ) -> FreeMasks:
@@ -210,8 +250,8 @@ def _search(
     return find_free_masks(features, cells_of(batch.image_size, how.stride), how.settings)
 
 
-def _batches(dataset: CocoDataset, batch_size: int, how: FreeMaskRun) -> Iterator[Batch]:
-    plan = EvalPlan(
+def _plan(dataset: CocoDataset, batch_size: int, how: FreeMaskRun) -> EvalPlan:
+    return EvalPlan(
         sizes=np.array([(image.height, image.width) for image in dataset.images], np.int32),
         batch_size=batch_size,
         short_side=how.short_side,
@@ -219,9 +259,12 @@ def _batches(dataset: CocoDataset, batch_size: int, how: FreeMaskRun) -> Iterato
         choose_canvas=canvas_policy(how.canvas, (), (how.short_side,), how.long_side),
         resized_shape=resized_shape,
     )
+
+
+def _batches(dataset: CocoDataset, batch_size: int, how: FreeMaskRun) -> Iterator[Batch]:
     rows = ImageRows(dataset, how.long_side)
     return eval_batches(
-        plan,
+        _plan(dataset, batch_size, how),
         rows,
         rows.empty,
         process_index=jax.process_index(),

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from solojax.errors import InputError
 from solojax.ops.resize import bilinear_weights
-from solojax.postprocess.rescale import encode_rle
+from solojax.postprocess.rescale import encode_rle, encode_window_rle
 
 LAST_STRIDE = 32  # pixels per cell of the backbone's last map
 DUPLICATE_IOU = 0.5  # above which the lower of two pieces goes, as in `solojax.ops.nms.hard_nms`
@@ -55,15 +55,37 @@ class FreeMaskFilters:
         return low_enough and (self.max_width is None or box_width < self.max_width * width)
 
 
-def center_and_width(mask: np.ndarray, semantics: str) -> tuple[float, float]:
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A connected piece of a mask, in its box: a mask at the size of a photo is megabytes.
+
+    Attributes:
+      top: first row of the box in the image.
+      left: first column likewise.
+      mask: (h, w) bool, of the box.
+    """
+
+    top: int
+    left: int
+    mask: np.ndarray
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Where the piece lies in an (H, W) image."""
+        height, width = self.mask.shape
+        return np.s_[self.top : self.top + height, self.left : self.left + width]
+
+
+def center_and_width(mask: np.ndarray, semantics: str, top: int = 0) -> tuple[float, float]:
     """What the filters look at: the row of a box's centre, in pixel indices, and the box's width.
 
     Args:
       mask: (H, W) bool, not empty.
       semantics: "thesis": of the tight box. "release": the mean of the occupied rows and the number
         of occupied columns, as the published code measures, which differ where a mask has gaps.
+      top: the row of the image that is the mask's first.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows, columns = np.flatnonzero(mask.any(axis=1)) + top, np.flatnonzero(mask.any(axis=0))
     if semantics == "release":
         return float(rows.mean()), len(columns)
     return float(rows[0] + rows[-1]) / 2, columns[-1] - columns[0] + 1
@@ -116,28 +138,18 @@ def upsample_mask(
     return rows @ np.asarray(mask, np.float32) @ columns.T
 
 
-def connected_pieces(mask: np.ndarray, min_area: int) -> Iterator[np.ndarray]:
+def connected_pieces(mask: np.ndarray, min_area: int) -> Iterator[Piece]:
     """The pieces of a mask whose pixels touch by sides or corners.
 
     Args:
       mask: (H, W) bool.
       min_area: pieces of fewer pixels are left out.
-
-    Yields:
-      (H, W) bool masks of one piece each, laid out column by column, as COCO counts run lengths.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=8
-    )
-    height, width = mask.shape
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     for label in range(1, count):  # 0 is the background
-        left, top, box_width, box_height, area = stats[label]
-        if area < min_area:
-            continue
-        piece = np.zeros((width, height), bool).T
-        box = np.s_[top : top + box_height, left : left + box_width]
-        piece[box] = labels[box] == label
-        yield piece
+        left, top, width, height, area = (int(value) for value in stats[label])
+        if area >= min_area:
+            yield Piece(top, left, labels[top : top + height, left : left + width] == label)
 
 
 def best_pieces(annotations: Sequence[dict], limit: int) -> list[dict]:
@@ -208,22 +220,28 @@ def free_mask_annotations(
             continue
         soft = upsample_mask(mask[:rows, :columns], extent, (height, width))
         binary = soft >= mask_threshold
-        scored = [(binary, score)]
         if filters.components:
-            pieces = connected_pieces(binary, filters.min_piece_area)
-            scored = [(piece, np.mean(soft[piece], dtype=np.float32)) for piece in pieces]
-        annotations += [
-            _annotation(piece, own, embedding)
-            for piece, own in scored
-            if piece.any()
-            and filters.passes(own)
-            and filters.keeps(*center_and_width(piece, semantics), height, width)
-        ]
+            annotations += [
+                _annotation(rle, own, embedding)
+                for rle, own in _kept_pieces(soft, binary, filters, semantics)
+            ]
+        elif binary.any() and filters.keeps(*center_and_width(binary, semantics), height, width):
+            annotations.append(_annotation(encode_rle(binary), score, embedding))
     return best_pieces(annotations, max_masks) if filters.components else annotations
 
 
-def _annotation(mask: np.ndarray, score: float, embedding: np.ndarray) -> dict:
-    rle = encode_rle(mask)
+def _kept_pieces(
+    soft: np.ndarray, binary: np.ndarray, filters: FreeMaskFilters, semantics: str
+) -> Iterator[tuple[dict, float]]:
+    """(RLE, score) of the pieces of a mask that pass the filters."""
+    for piece in connected_pieces(binary, filters.min_piece_area):
+        score = np.mean(soft[piece.box][piece.mask], dtype=np.float32)
+        measures = center_and_width(piece.mask, semantics, piece.top)
+        if filters.passes(score) and filters.keeps(*measures, *binary.shape):
+            yield encode_window_rle(piece.mask, piece.top, piece.left, binary.shape), score
+
+
+def _annotation(rle: dict, score: float, embedding: np.ndarray) -> dict:
     return {
         "segmentation": rle,
         "area": float(coco_mask.area(rle)),

@@ -13,6 +13,7 @@ without any such cells.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def find_free_masks(features: Array, cells: Array, settings: FreeMaskSettings) -
     """The masks of every image, at the resolution of the features.
 
     Args:
-      features: (B, h, w, C), the backbone's last map; whatever lies beyond an image's cells.
+      features: (B, h, w, C), a map of the backbone; whatever lies beyond an image's cells.
       cells: (B, 2) int32, (rows, columns) that an image fills from the upper left corner; a row of
         zeros, which stands for no image, has no masks.
       settings: thresholds and sizes.
@@ -116,6 +117,32 @@ def find_free_masks(features: Array, cells: Array, settings: FreeMaskSettings) -
     return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)), found)
 
 
+def count_queries(cells: tuple[int, int], scales: tuple[float, ...]) -> int:
+    """Q, the queries of a canvas of (rows, columns) cells at all scales together."""
+    return sum(math.prod(_query_grid(cells, scale)) for scale in scales)
+
+
+def search_bytes(cells: tuple[int, int], scales: tuple[float, ...]) -> int:
+    """About how much memory `find_free_masks` takes for an image, mostly for its masks.
+
+    Counted are four float32 of every query and cell (similarities and soft masks, the binary ones
+    as numbers) and one of every two queries (IoU). Where these outweigh the features, XLA takes
+    from 14% less to 16% more of a CPU, and about half of a TPU, where it merges more.
+
+    Args:
+      cells: (rows, columns) of the canvas.
+      scales: see `pyramid_queries`.
+    """
+    queries = count_queries(cells, scales)
+    return 4 * queries * (4 * math.prod(cells) + queries)
+
+
+def _query_grid(cells: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(rows, columns) of the queries of a canvas at one scale."""
+    rows, columns = (max(int(n * scale), 1) for n in cells)
+    return rows, columns
+
+
 def pyramid_queries(
     features: Array, cells: Array, scales: tuple[float, ...]
 ) -> tuple[Array, Array]:
@@ -135,7 +162,7 @@ def pyramid_queries(
     batch, height, width, channels = features.shape
     queries, valid = [], []
     for scale in scales:
-        rows, columns = max(int(height * scale), 1), max(int(width * scale), 1)
+        rows, columns = _query_grid((height, width), scale)
         resized = features
         if scale != 1:
             resized = jnp.einsum(

@@ -212,5 +212,12 @@ def test_bad_input(photos, tmp_path, words, parts):
     refusal(find(photos, tmp_path / "masks.json", *words), *parts)
 
 
+def test_an_early_map_with_all_queries_is_refused(colors, photos, tmp_path):
+    words = ("--stage", 3, "--short_side", 1600, "--long_side", 2667)
+    parts = ["C3 of 1600x2144", "70350 queries", "80.1 GB", "--scales 0.25", "--stage"]
+    refusal(find(photos, tmp_path / "masks.json", *words), *parts)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_in_the_way_of_the_output(photos, tmp_path):
     refusal(find(photos, tmp_path), "--output", "this is a folder")

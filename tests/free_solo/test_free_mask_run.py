@@ -18,8 +18,15 @@ from pycocotools.coco import COCO
 from solojax.data.label_file import load_labels, read_info
 from solojax.errors import InputError
 from solojax.free_solo import free_masks, labelling
-from solojax.free_solo.free_masks import FreeMaskRun, find_masks, label_info, load_photos
+from solojax.free_solo.free_masks import (
+    FreeMaskRun,
+    check_search_memory,
+    find_masks,
+    label_info,
+    load_photos,
+)
 from solojax.postprocess.free_mask_labels import FreeMaskFilters
+from solojax.postprocess.free_masks import search_bytes
 
 HOW = FreeMaskRun(
     settings=SETTINGS,
@@ -106,6 +113,29 @@ def test_an_earlier_map_shows_smaller_objects(tmp_path):
     assert iou(5) < 0.5 < iou(4)
     with pytest.raises(InputError, match="has no C3; give a stage from 4 to 5"):
         run(tmp_path / "photos", tmp_path / "masks3.json", stage=3)
+
+
+def test_a_search_too_large_for_the_memory_is_refused_before_it_begins(
+    photos, tmp_path, monkeypatch
+):
+    output, large = tmp_path / "masks.json", {"stage": 4, "short_side": 3200, "long_side": 4300}
+    monkeypatch.setattr(free_masks, "_batches", None)
+    with pytest.raises(InputError, match=r"C4 of 3200x4288 pixels .* 70350 queries, about 80.1 GB"):
+        run(photos, output, **large)
+    assert not list(tmp_path.iterdir())  # nor is a start noted that other settings could not go on
+
+
+def test_images_that_are_searched_at_a_time_need_the_memory_together(alone, photos, monkeypatch):
+    dataset = load_photos(photos)[0]
+    one = search_bytes((6, 8), SETTINGS.scales)  # 192 x 256 pixels
+    monkeypatch.setattr(free_masks, "_MOST_BYTES", 3 * one)
+    check_search_memory(dataset, HOW)
+    check_search_memory(dataset, dataclasses.replace(HOW, batch_size=3))
+    with pytest.raises(InputError, match="GB of memory an image, 4 images at a time"):
+        check_search_memory(dataset, dataclasses.replace(HOW, batch_size=4))
+    # What was found elsewhere needs no search.
+    monkeypatch.setattr(free_masks, "_MOST_BYTES", 0)
+    assert run(photos, alone[0]) is None
 
 
 @needs_four

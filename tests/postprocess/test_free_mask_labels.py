@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -128,6 +130,9 @@ def test_masks_with_gaps():
     mask[0, 1] = mask[1, 2] = mask[9, 5] = True
     assert center_and_width(mask, "thesis") == (4.5, 5)
     assert center_and_width(mask, "release") == (pytest.approx(10 / 3), 3)
+    # A window of a larger image.
+    assert center_and_width(mask, "thesis", top=100) == (104.5, 5)
+    assert center_and_width(mask, "release", top=100) == (pytest.approx(100 + 10 / 3), 3)
 
 
 def test_a_mask_without_a_pixel_is_left_out():
@@ -148,11 +153,16 @@ TWO = np.array(
 
 
 def test_pieces_touch_by_sides_or_corners():
-    pieces = {int(piece.sum()): piece for piece in connected_pieces(TWO, 0)}
+    pieces = {int(piece.mask.sum()): piece for piece in connected_pieces(TWO, 0)}
     assert sorted(pieces) == [1, 3, 4]
-    np.testing.assert_array_equal(sum(pieces.values()), TWO)
-    np.testing.assert_array_equal(np.argwhere(pieces[3]), [[1, 4], [2, 3], [3, 3]])
-    assert sorted(int(piece.sum()) for piece in connected_pieces(TWO, 3)) == [3, 4]
+    hook = pieces[3]
+    assert (hook.top, hook.left) == (1, 3)
+    np.testing.assert_array_equal(hook.mask, [[0, 1], [1, 0], [1, 0]])
+    together = np.zeros_like(TWO)
+    for piece in pieces.values():
+        together[piece.box] |= piece.mask
+    np.testing.assert_array_equal(together, TWO)
+    assert sorted(int(piece.mask.sum()) for piece in connected_pieces(TWO, 3)) == [3, 4]
     assert not list(connected_pieces(np.zeros((3, 4), bool), 0))
 
 
@@ -228,3 +238,41 @@ def test_a_mask_of_two_objects_is_taken_apart():
     # Without `components` neither the area nor the number counts.
     all_of_them = FreeMaskFilters(None, None, None, min_piece_area=10**6)
     assert len(annotate(masks, all_of_them, max_masks=1)) == 3
+
+
+@pytest.mark.parametrize("semantics", ["thesis", "release"])
+def test_pieces_are_what_masks_of_the_whole_image_say(semantics):
+    """In the order, with the run lengths and by the filters of piece after piece at full size."""
+    noise = np.random.default_rng(3).random((9, 12)).astype(np.float32)
+    options = {"image_size": (288, 370), "original_size": (150, 190), "semantics": semantics}
+    filters = FreeMaskFilters(0.68, 0.4, 0.2, components=True, min_piece_area=40)
+    soft = upsample_mask(noise, extent_of((288, 370), semantics), (150, 190))
+    count, labels = cv2.connectedComponents((soft >= 0.65).astype(np.uint8), connectivity=8)
+    expected = []
+    for label in range(1, count):
+        whole = labels == label
+        score = np.mean(soft[whole], dtype=np.float32)
+        passes = filters.passes(score) and whole.sum() >= 40
+        if passes and filters.keeps(*center_and_width(whole, semantics), 150, 190):
+            expected.append(scored(whole, float(score)))
+    found = annotate([noise], filters, mask_threshold=0.65, max_masks=99, **options)
+    assert 3 < len(found) < count - 4
+    keys = ("score", "area", "segmentation")
+    assert [{key: each[key] for key in keys} for each in found] == best_pieces(expected, 99)
+    assert all(each["bbox"] == coco_mask.toBbox(each["segmentation"]).tolist() for each in found)
+
+
+def test_many_pieces_of_a_photo_take_no_more_memory_than_few():
+    """Each at the size of the file, all of them would be a hundred times a mask."""
+    noise = np.random.default_rng(0).random((25, 34)).astype(np.float32)
+    height, width = 900, 1200
+    tracemalloc.start()
+    found = annotate(
+        [noise], dataclasses.replace(ALL, components=True), image_size=(800, 1067),
+        original_size=(height, width), mask_threshold=0.8, max_masks=999,
+    )  # fmt: skip
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) > 80
+    # The soft mask and the labels of its pieces, of four bytes a pixel each, and the binary one.
+    assert peak < 20 * height * width

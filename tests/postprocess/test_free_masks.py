@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from solojax.errors import InputError
-from solojax.postprocess.free_masks import FreeMaskSettings, find_free_masks, shorten
+from solojax.postprocess.free_masks import (
+    FreeMaskSettings,
+    count_queries,
+    find_free_masks,
+    pyramid_queries,
+    search_bytes,
+    shorten,
+)
 
 SETTINGS = FreeMaskSettings(max_masks=12, embedding_size=4)
 find = jax.jit(find_free_masks, static_argnums=2)
@@ -107,6 +114,30 @@ def test_padding_changes_nothing():
         assert np.count_nonzero(together.masks[row]) == np.count_nonzero(cropped)
     assert not together.valid[3].any() and not np.any(together.scores[3])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(together))
+
+
+@pytest.mark.parametrize("cells", [(7, 10), (1, 3)])
+def test_queries_are_counted_as_they_are_made(cells):
+    features, scales = random_features(0, *cells)[None], (1.0, 0.7, 0.25)
+    queries, _ = pyramid_queries(features, np.array([cells]), scales)
+    assert count_queries(cells, scales) == queries.shape[1]
+
+
+@pytest.mark.parametrize(("cells", "scales"), [((50, 84), (1.0, 0.5, 0.25)), ((60, 90), (0.5,))])
+def test_memory_is_about_what_the_compiler_says(cells, scales):
+    features = jax.ShapeDtypeStruct((1, *cells, 4), np.float32)
+    image = jax.ShapeDtypeStruct((1, 2), np.int32)
+    program = find.lower(features, image, FreeMaskSettings(scales=scales)).compile()
+    taken = program.memory_analysis().temp_size_in_bytes
+    assert search_bytes(cells, scales) == pytest.approx(taken, rel=0.25)
+
+
+def test_an_early_map_takes_far_more_memory():
+    """Of 800 x 1333 pixels: C5, and C2 with all queries and with few."""
+    usual = FreeMaskSettings().scales
+    assert search_bytes((25, 42), usual) < 0.1e9
+    assert count_queries((200, 336), usual) == 88_200 and search_bytes((200, 336), usual) > 100e9
+    assert 4e9 < search_bytes((200, 336), (0.25,)) < 6e9
 
 
 def test_fewer_queries_than_masks():

@@ -14,6 +14,7 @@ from solojax.ops.resize import bilinear_weights
 from solojax.postprocess.rescale import (
     detections_to_coco_results,
     encode_rle,
+    encode_window_rle,
     resize_masks,
     to_coco_results,
 )
@@ -158,6 +159,25 @@ def test_rle_counts_runs_column_by_column():
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     np.testing.assert_array_equal(values.reshape(70, 45).T, mask)
     assert json.loads(json.dumps(rle)) == rle and rle["size"] == [45, 70]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        np.s_[2:5, 3:7],
+        np.s_[0:3, 0:2],
+        np.s_[4:6, 5:8],
+        np.s_[0:6, 2:6],  # as high as the image: runs go on from column to column
+        np.s_[0:6, 0:8],
+    ],
+)
+def test_run_lengths_of_a_window_are_those_of_the_image(window):
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.3, 0.6, 0.9, 1.1):
+        image = np.zeros((6, 8), bool)
+        image[window] = rng.random(image[window].shape) < share
+        place = (window[0].start, window[1].start)
+        assert encode_window_rle(image[window], *place, (6, 8)) == encode_rle(image)
 
 
 def three_masks():
