@@ -31,7 +31,7 @@ from solojax.data import label_file
 from solojax.data.coco import CocoDataset
 from solojax.errors import ForeignLabels, InputError
 from solojax.features.frozen_backbone import load_backbone
-from solojax.free_solo.free_masks import find_masks
+from solojax.free_solo.free_masks import check_search_memory, find_masks
 from solojax.free_solo.labelling import image_settings
 from solojax.free_solo.overlays import FoundSummary, remove_pictures, show_found
 from solojax.free_solo.part_files import PartFiles
@@ -95,8 +95,9 @@ def run_free_solo(
 
     Raises:
       InputError: no image can be read; `stages.masks` do not fit the images or the config;
-        nothing was found to learn from; or the work directory holds what other images, settings or
-        checkpoints have left. Settings are compared before any work.
+        Free Mask would fill the memory; nothing was found to learn from; or the work directory
+        holds what other images, settings or checkpoints have left. Settings are compared before any
+        work.
       Preempted: SIGTERM asked a training to end; its state is saved.
     """
     images = Path(dataset.image_root).absolute()
@@ -106,6 +107,8 @@ def run_free_solo(
         _logger.warning("image left out, since it cannot be read: %s", images / name)
     if stages.masks is not None:
         _check_masks(config, dataset, stages)
+    elif not stages.labels(0).exists():
+        check_search_memory(dataset, free_mask_run(config))
     trained = None
     if backbone is None:
         backbone = str(stages.backbone)
