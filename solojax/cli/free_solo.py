@@ -30,10 +30,10 @@ its masks, labels from that, a second training on them, predictions. What is don
 skipped, and what was stopped goes on; for other settings give another workdir. Written:
 W/backbone/, W/masks.json, W/round0/, W/labels1.json, W/round1/, W/predictions.json (COCO: images,
 masks, boxes, scores, embeddings) and W/overlays/ (what has a score from
---config.self_training.score_threshold on, in pictures of up to 1000 images, evenly spread over
-more; `solojax predict` draws any). Rounds and filters are keys of the config, such as
---config.self_training.rounds=2. --config.KEY=VALUE changes the segmenter; for another pre-training
-give a config by --pretraining, or the workdir of your own
+--config.self_training.picture_threshold on, by default that of labels, in pictures of up to 1000
+images, evenly spread over more; `solojax predict` draws any). Rounds and filters are keys of the
+config, such as --config.self_training.rounds=2. --config.KEY=VALUE changes the segmenter; for
+another pre-training give a config by --pretraining, or the workdir of your own
 `solojax train --config configs/densecl.py:tiny --config.KEY=VALUE ...` by --backbone.
 --config.evaluation.KEY=VALUE makes the predictions of a chain that is done again.
 

@@ -116,6 +116,8 @@ def _self_training() -> ConfigDict:
     # Predictions become labels from this score on, the best so many of an image, unless they are
     # as wide as this fraction of it.
     self_training.score_threshold = 0.3
+    # Least score of what the pictures at the end show; None: that of labels.
+    self_training.picture_threshold = optional(float)
     self_training.max_labels = 20
     self_training.max_width = 0.95
     return self_training

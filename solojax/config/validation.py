@@ -85,6 +85,7 @@ _RANGES = {
     "free_mask.min_center": (0, 1),
     "free_mask.max_width": (0, 1),
     "self_training.score_threshold": (0, 1),
+    "self_training.picture_threshold": (0, 1),
     "self_training.max_width": (0, 1),
 }
 _MAY_BE_ZERO = (

@@ -107,16 +107,17 @@ def run_free_solo(
         _logger.warning("image left out, since it cannot be read: %s", images / name)
     if stages.masks is not None:
         _check_masks(config, dataset, stages)
-    elif not stages.labels(0).exists():
+    elif not gather_json(stages.labels(0).exists())[0]:
         check_search_memory(dataset, free_mask_run(config))
     trained = None
     if backbone is None:
         backbone = str(stages.backbone)
         trained = pretraining_config(pretraining, images, stages)
-        check_settings(stages.backbone, trained)
+        made_of_it = [stages.training(0) / FOLDER] + ([stages.labels(0)] * (stages.masks is None))
+        check_settings(stages.backbone, trained, made_of_it)
     rounds = _rounds(config, images, stages, backbone)
-    for folder, own in rounds.items():
-        check_settings(folder, own)
+    for number, (folder, own) in enumerate(rounds.items()):
+        check_settings(folder, own, [stages.labels(number + 1)])
     if trained is not None:
         _pretrain(trained, dataset, stages)
     start = starting_weights(rounds[stages.training(0)])  # all rounds have the same
@@ -126,8 +127,7 @@ def run_free_solo(
     if stages.masks is None:
         summary, dataset, cut_off = _find_masks(config, backbone, dataset, stages, unread)
     else:
-        summary, cut_off = summarize(label_file.load_labels(stages.labels(0), images)), ()
-        _report(stages.labels(0), summary)
+        summary, dataset, cut_off = _given_masks(dataset, stages.labels(0))
     summaries = [summary]
     for number, (folder, own) in enumerate(rounds.items()):
         if number:
@@ -220,10 +220,27 @@ def _find_masks(
             "the backbone for longer, or let more masks pass: remove the file and switch filters "
             "off, such as --config.free_mask.max_width=none"
         )
+    return summary, *_whole_images(dataset, found)
+
+
+def _given_masks(
+    dataset: CocoDataset, path: Path
+) -> tuple[LabelSummary, CocoDataset, tuple[str, ...]]:
+    """As `_find_masks`, of a label file that is given; one made elsewhere may list other images."""
+    found = label_file.load_labels(path, dataset.image_root)
+    summary, info = summarize(found), label_file.read_info(path)
+    _report(path, summary)
+    if info is not None and info.settings.get("images") == dataset.fingerprint:
+        return summary, *_whole_images(dataset, found)
+    return summary, dataset, ()
+
+
+def _whole_images(dataset: CocoDataset, found: CocoDataset) -> tuple[CocoDataset, tuple[str, ...]]:
+    """The images that a search of all has listed, and the names of the others: they are cut off."""
     known = {image.id for image in found.images}
     whole = tuple(image for image in dataset.images if image.id in known)
     cut_off = tuple(image.file_name for image in dataset.images if image.id not in known)
-    return summary, dataclasses.replace(dataset, images=whole), cut_off
+    return dataclasses.replace(dataset, images=whole), cut_off
 
 
 def _label(config: ConfigDict, dataset: CocoDataset, stages: Stages, number: int) -> LabelSummary:
@@ -267,11 +284,13 @@ def _predict(config: ConfigDict, dataset: CocoDataset, stages: Stages) -> FoundS
     if jax.process_index() == 0:
         _forget_others(stages, wanted)
     write_labels(model, dataset, stages.predictions, rule, str(checkpoint))
+    rules = config.self_training
+    threshold = rules.picture_threshold
     return show_found(
         dataset,
         stages.predictions,
         stages.overlays,
-        config.self_training.score_threshold,
+        rules.score_threshold if threshold is None else threshold,
         draws=jax.process_index() == 0,
     )
 

@@ -178,7 +178,7 @@ def find_masks(
       InputError: the file is there and was made otherwise, or parts of it were; no image can be
         read; the search would take too much memory; or the processes do not divide the batch.
     """
-    if not output.exists():  # what is there needs no search
+    if not gather_json(output.exists())[0]:  # what is there needs no search
         check_search_memory(dataset, how)
     info = label_info(backbone, dataset, how)
     found = label_images(dataset, output, info, functools.partial(_masks_of, backbone, how))

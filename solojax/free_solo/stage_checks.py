@@ -7,7 +7,7 @@ weights that its training started from. Its labels or images are compared where 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -63,19 +63,21 @@ _SHOWN = 4  # keys in a message
 _REMEDY = "or another --workdir, or remove this folder and what was made of it"
 
 
-def check_settings(folder: Path, config: ConfigDict) -> None:
+def check_settings(folder: Path, config: ConfigDict, made_of_it: Sequence[Path] = ()) -> None:
     """Refuses a training that has begun with settings by which it would come to something else.
 
-    A longer one is none of those: it goes on. All processes call it together.
+    A longer one is none of those: it goes on, unless something has been made of it, which would be
+    refused only after that. All processes call it together.
 
     Args:
       folder: the stage's work directory; it may be absent.
       config: that is about to train there.
+      made_of_it: files and folders of which each, if it is there, was made of the whole training.
 
     Raises:
       InputError: on every process, with the keys that differ; or the checkpoint does not tell.
     """
-    _require(lambda: _other_settings(folder, config))
+    _require(lambda: _other_settings(folder, config, any(path.exists() for path in made_of_it)))
 
 
 def check_start(folder: Path, config: ConfigDict, start: str) -> None:
@@ -111,14 +113,14 @@ def starting_weights(config: ConfigDict) -> str:
     return fingerprint(jax.device_get(loaded), {})
 
 
-def _other_settings(folder: Path, config: ConfigDict) -> str | None:
+def _other_settings(folder: Path, config: ConfigDict, is_whole: bool) -> str | None:
     before = _trained_with(folder)
     if before is None:
         return None
     found = [
         f"{key} {values}"
         for key, values in changes(before, config).items()
-        if _decides(key, before, config)
+        if _decides(key, before, config, is_whole)
     ]
     if not found:
         return None
@@ -150,9 +152,9 @@ def _trained_with(folder: Path) -> ConfigDict | None:
     return found and checkpoint_config(*found)
 
 
-def _decides(key: str, before: ConfigDict, now: ConfigDict) -> bool:
+def _decides(key: str, before: ConfigDict, now: ConfigDict, is_whole: bool) -> bool:
     if key in _LENGTH:
-        return not _goes_on(before.train, now.train)
+        return is_whole or not _goes_on(before.train, now.train)
     if key == "train.accumulate_steps":  # the same gradient where no norm looks across images
         return now.model.backbone.norm == "batch_norm"
     return key not in _FREE and not key.startswith(_FREE_GROUPS)

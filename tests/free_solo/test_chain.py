@@ -319,6 +319,19 @@ def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch
     assert summary.labels == (LabelSummary(2, 2, 0), empty)
 
 
+@pytest.mark.parametrize(("own", "left"), [(True, 5), (False, 7)])
+def test_masks_of_all_images_tell_which_of_them_are_cut_off(tmp_path, own, left):
+    """Those that a chain has found itself, and is given; others may be of some images alone."""
+    dataset, _ = load_photos(write_blocks(tmp_path / "photos"))
+    settings = {"images": dataset.fingerprint if own else "others"}
+    info = label_file.LabelInfo("f" * 16, settings, "runs/b")
+    images = label_file.image_entries(dataset.images)
+    label_file.write(tmp_path / "masks.json", images=images[2:], annotations=[], info=info)
+    summary, rest, cut_off = chain._given_masks(dataset, tmp_path / "masks.json")
+    assert summary == LabelSummary(5, 0, 5) and rest.images == dataset.images[-left:]
+    assert cut_off == tuple(image.file_name for image in dataset.images[: 7 - left])
+
+
 @pytest.mark.parametrize(
     ("names", "embedding", "message"),
     [
@@ -382,7 +395,7 @@ def test_predictions_are_made_with_the_settings_of_now(tmp_path, monkeypatch):
         assert labels == json.loads(json.dumps(trained.evaluation.to_dict()))
         assert predictions == json.loads(json.dumps(config.evaluation.to_dict()))
     assert trained.evaluation.sigma == 1.0
-    config.self_training.score_threshold = 0.6  # decides what the pictures show
+    config.self_training.picture_threshold = 0.6
     before = (stages.overlays / "a_one.png").read_bytes()
     assert chain._predict(config, dataset, stages) == FoundSummary(1, 1, 0, 0.6)
     assert (stages.overlays / "a_one.png").read_bytes() != before
@@ -454,10 +467,22 @@ def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
     assert main([*arguments, "--config.seed=1"]) == 2
     assert f"{workdir / 'round0'}: trained with other settings" in capsys.readouterr().err
     assert (workdir / "round0" / "config.json").read_text() == trained
-    arguments += ["--config.train.total_steps=4", "--masks", str(workdir / "masks.json")]
     (tmp_path / "pretraining.py").write_text(PRETRAINING.replace("steps = 2", "steps = 3"))
-    assert main(arguments) == 2
+    assert main(arguments) == 2  # longer, but there are masks of it
+    assert f"{workdir / 'backbone'}: trained with other settings" in capsys.readouterr().err
+    (tmp_path / "pretraining.py").write_text(PRETRAINING)
+    masks = ["--masks", str(workdir / "masks.json")]
+    start = arguments.index("--pretraining")
+    others = [*arguments[:start], "--backbone", str(workdir / "round1"), *arguments[start + 2 :]]
+    assert main([*others, *masks]) == 2
     assert "started from other weights" in capsys.readouterr().err
+    # Its own masks, given: the same chain, with the file that was found to be cut off left out.
+    pictures = (workdir / "overlays" / "drawn.json").read_text()
+    assert main([*arguments, *masks, "--config.self_training.picture_threshold=0.5"]) == 0
+    assert "3 files could not be read" in capsys.readouterr().out
+    assert (workdir / "overlays" / "drawn.json").read_text() != pictures
+    files = {path: time for path, time in before.items() if path.suffix == ".json"}
+    assert files == {path: path.stat().st_mtime_ns for path in files}
     path = photos / "p0.png"
     size = path.stat().st_size
     cv2.imwrite(str(path), np.full((96, 128, 3), 90, np.uint8))

@@ -117,6 +117,16 @@ def test_a_run_may_become_longer_in_its_own_measure(tmp_path):
             )
 
 
+def test_what_others_were_made_of_does_not_become_longer(tmp_path):
+    """It would train, and what was made of it would be refused after that."""
+    folder, longer = save(tmp_path / "round0", config_of(SOLO)), "train.total_steps=300"
+    check_settings(folder, config_of(SOLO, longer), [tmp_path / "labels1.json"])
+    (tmp_path / "labels1.json").write_text("")
+    with pytest.raises(InputError, match=r"train.total_steps 300 \(was 250\): give the former"):
+        check_settings(folder, config_of(SOLO, longer), [tmp_path / "labels1.json"])
+    check_settings(folder, config_of(SOLO), [tmp_path / "labels1.json"])
+
+
 def test_micro_batches_are_free_where_no_norm_looks_across_images(tmp_path):
     norm = "model.backbone.norm=frozen_batch_norm"
     check_settings(save(tmp_path, config_of(SOLO, norm)),
