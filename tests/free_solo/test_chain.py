@@ -1,9 +1,8 @@
-"""FreeSOLO as a chain: rules, the rounds' configs, recipe, bad input; once from end to end."""
+"""FreeSOLO as a chain: rules, the rounds' configs, recipe, bad input."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import types
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.photos import color_backbone
-from helpers.photos import write_photos as write_blocks
+from helpers.photos import color_backbone, write_photos
 
 from solojax.builders.segmentation import build_task
 from solojax.cli.main import main
@@ -176,7 +174,7 @@ def test_folders_without_images_are_refused_in_a_line(tmp_path, capsys, make, me
 def test_configs_that_do_not_belong_together_are_refused_before_any_work(
     tmp_path, capsys, arguments, message
 ):
-    photos = write_blocks(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     base = ["--images", str(photos), "--workdir", str(tmp_path / "w")]
     assert main(["free-solo", *base, *arguments]) == 2
     *_, line = capsys.readouterr().err.strip().splitlines()
@@ -191,55 +189,9 @@ def test_backbones_that_only_train_otherwise_are_the_same():
     check_same_backbone(ours, load_config("configs/densecl.py:tiny"))
 
 
-PRETRAINING = """
-from solojax.config import load_config
-
-def get_config():
-    config = load_config("configs/densecl.py:tiny")
-    config.model.backbone.width = 16
-    config.model.backbone.norm_group_images = 4
-    config.model.hidden_channels = 32
-    config.contrast.queue_length = 16
-    config.train.batch_size = 4
-    config.train.total_steps = 2
-    return config
-"""
-OVERRIDES = [
-    "model.backbone.width=16", "model.neck.channels=32", "model.head.channels=32",
-    "model.head.num_convs=1", "model.mask_features.out_channels=32", "model.max_positives=32",
-    "data.short_sides=96", "data.long_side=128", "data.max_instances=8",
-    "train.batch_size=4", "train.total_steps=3", "train.log_every=1", "train.checkpoint_every=3",
-    "evaluation.short_side=96", "evaluation.long_side=128", "evaluation.max_candidates=64",
-    "evaluation.nms_pre=32", "evaluation.max_detections=16",
-    # After three steps nothing is likely.
-    "evaluation.score_threshold=0.001", "evaluation.update_threshold=0.00001",
-    "self_training.score_threshold=0.00001", "self_training.max_width=1.0",
-    "free_mask.min_maskness=0.3", "free_mask.max_width=1.0", "free_mask.short_side=128",
-    "free_mask.long_side=192", "strong.blur_sigma=0.1,0.5",
-]  # fmt: skip
-
-
-def write_photos(folder):
-    """Eight images of discs, two of one name, and three files that are none."""
-    rng = np.random.default_rng(0)
-    (folder / "more").mkdir(parents=True)
-    for number in range(8):
-        image = rng.normal(128, 8, (96, 128, 3)).clip(0, 255).astype(np.uint8)
-        for _ in range(2):
-            centre = (int(rng.integers(20, 108)), int(rng.integers(30, 76)))
-            color = rng.integers(0, 255, 3).tolist()
-            cv2.circle(image, centre, int(rng.integers(10, 22)), color, -1)
-        place = folder / "more" if number >= 4 else folder
-        cv2.imwrite(str(place / f"p{number % 7}.png"), image)
-    whole = (folder / "p0.png").read_bytes()
-    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
-    (folder / "empty.png").write_bytes(b"")
-
-
 def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monkeypatch):
     """Their headers are whole, so that Free Mask is the first to find out."""
-    folder = write_blocks(tmp_path / "photos")
+    folder = write_photos(tmp_path / "photos")
     whole = (folder / "c" / "0.png").read_bytes()
     (folder / "c" / "cut.png").write_bytes(whole[: len(whole) // 2])
     monkeypatch.setattr(chain, "load_backbone", lambda _: color_backbone())
@@ -260,7 +212,7 @@ def test_files_that_are_cut_off_are_told_and_take_no_further_part(tmp_path, monk
 
 def test_a_backbone_of_other_photos_under_the_same_names_is_refused(tmp_path):
     """Pre-training itself compares names alone."""
-    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path / "w", 1)
+    folder, stages = write_photos(tmp_path / "photos"), Stages(tmp_path / "w", 1)
 
     def list_images():
         chain._list_images(load_photos(folder)[0], stages)
@@ -301,7 +253,7 @@ def write_masks(folder, names, path, embedding=(1.0, 0.0)):
 
 def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch):
     """Nothing is searched; the first training has them, and the others labels of the workdir."""
-    folder, workdir = write_blocks(tmp_path / "photos"), tmp_path / "w"
+    folder, workdir = write_photos(tmp_path / "photos"), tmp_path / "w"
     masks = write_masks(folder, ["b/one.png", "c/2.png"], tmp_path / "masks.json")
     config = load_config(TINY, ["--config.model.embedding=2"])
     trained, empty = [], LabelSummary(0, 0, 0)
@@ -322,7 +274,7 @@ def test_masks_made_elsewhere_take_the_place_of_free_masks(tmp_path, monkeypatch
 @pytest.mark.parametrize(("own", "left"), [(True, 5), (False, 7)])
 def test_masks_of_all_images_tell_which_of_them_are_cut_off(tmp_path, own, left):
     """Those that a chain has found itself, and is given; others may be of some images alone."""
-    dataset, _ = load_photos(write_blocks(tmp_path / "photos"))
+    dataset, _ = load_photos(write_photos(tmp_path / "photos"))
     settings = {"images": dataset.fingerprint if own else "others"}
     info = label_file.LabelInfo("f" * 16, settings, "runs/b")
     images = label_file.image_entries(dataset.images)
@@ -342,7 +294,7 @@ def test_masks_of_all_images_tell_which_of_them_are_cut_off(tmp_path, own, left)
     ],
 )
 def test_masks_that_do_not_fit_are_refused_before_any_work(tmp_path, names, embedding, message):
-    folder, workdir = write_blocks(tmp_path / "photos"), tmp_path / "w"
+    folder, workdir = write_photos(tmp_path / "photos"), tmp_path / "w"
     masks = write_masks(folder, names, tmp_path / "masks.json", embedding)
     config, (dataset, _) = load_config(TINY, ["--config.model.embedding=2"]), load_photos(folder)
     with pytest.raises(InputError, match=message):
@@ -352,7 +304,7 @@ def test_masks_that_do_not_fit_are_refused_before_any_work(tmp_path, names, embe
 
 def test_masks_of_another_checkpoint_are_refused_unless_told(tmp_path, monkeypatch):
     """The refusal says how to tell."""
-    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path, 1)
+    folder, stages = write_photos(tmp_path / "photos"), Stages(tmp_path, 1)
     write_masks(folder, ["c/2.png"], stages.labels(0))
     monkeypatch.setattr(chain, "load_backbone", lambda _: color_backbone())
     dataset, _ = load_photos(folder)
@@ -362,7 +314,7 @@ def test_masks_of_another_checkpoint_are_refused_unless_told(tmp_path, monkeypat
 
 def test_predictions_are_made_with_the_settings_of_now(tmp_path, monkeypatch):
     """And made again where they change; the labels of rounds are as they were."""
-    folder, stages = write_blocks(tmp_path / "photos"), Stages(tmp_path / "w", 1)
+    folder, stages = write_photos(tmp_path / "photos"), Stages(tmp_path / "w", 1)
     dataset, _ = load_photos(folder)
     trained = load_config(TINY, ["--config.evaluation.sigma=1.0"])
 
@@ -424,67 +376,3 @@ def test_pictures_do_not_outlive_their_predictions(tmp_path):
     chain._forget_others(stages, wanted)
     assert not stages.overlays.exists()
     chain._forget_others(stages, wanted)  # there is nothing yet
-
-
-@pytest.mark.slow
-def test_a_folder_in_and_masks_out_each_stage_once(tmp_path, capsys, caplog):
-    """Everything is there, a second call does nothing again, foreign labels are refused."""
-    photos, workdir = tmp_path / "photos", tmp_path / "w"
-    write_photos(photos)
-    (tmp_path / "pretraining.py").write_text(PRETRAINING)
-    arguments = ["free-solo", "--images", str(photos), "--workdir", str(workdir)]
-    arguments += ["--pretraining", str(tmp_path / "pretraining.py")]
-    arguments += [f"--config.{override}" for override in OVERRIDES]
-    caplog.set_level(logging.INFO, logger="solojax")
-    assert main(arguments) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
-    assert "3 files could not be read: broken.jpg, empty.png, cut.png" in shown
-    predictions = json.loads((workdir / "predictions.json").read_text())
-    names = [image["file_name"] for image in predictions["images"]]
-    assert len(names) == 8 and {"p0.png", "more/p0.png"} <= set(names)
-    assert len(list((workdir / "overlays").glob("*.png"))) == 8
-    drawn = f"of them with a score from 1e-05 on: {workdir / 'overlays'}\n"
-    assert f" objects found in 8 images: {workdir / 'predictions.json'}\n" in shown
-    assert drawn in shown
-    for name in ("masks.json", "labels1.json", "predictions.json"):
-        first = json.loads((workdir / name).read_text())["annotations"][0]
-        assert len(first["emb"]) == 128
-
-    written = ("masks.json", "labels1.json", "predictions.json")
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in [*(workdir / name for name in written), *workdir.rglob("*.png")]
-    }
-    caplog.clear()
-    assert main(arguments) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert sum("the run is complete" in message for message in caplog.messages) == 3
-
-    assert main([*arguments, "--config.free_mask.min_maskness=0.35"]) == 2
-    assert "stale or foreign labels" in capsys.readouterr().err
-
-    trained = (workdir / "round0" / "config.json").read_text()
-    assert main([*arguments, "--config.seed=1"]) == 2
-    assert f"{workdir / 'round0'}: trained with other settings" in capsys.readouterr().err
-    assert (workdir / "round0" / "config.json").read_text() == trained
-    (tmp_path / "pretraining.py").write_text(PRETRAINING.replace("steps = 2", "steps = 3"))
-    assert main(arguments) == 2  # longer, but there are masks of it
-    assert f"{workdir / 'backbone'}: trained with other settings" in capsys.readouterr().err
-    (tmp_path / "pretraining.py").write_text(PRETRAINING)
-    masks = ["--masks", str(workdir / "masks.json")]
-    start = arguments.index("--pretraining")
-    others = [*arguments[:start], "--backbone", str(workdir / "round1"), *arguments[start + 2 :]]
-    assert main([*others, *masks]) == 2
-    assert "started from other weights" in capsys.readouterr().err
-    # Its own masks, given: the same chain, with the file that was found to be cut off left out.
-    pictures = (workdir / "overlays" / "drawn.json").read_text()
-    assert main([*arguments, *masks, "--config.self_training.picture_threshold=0.5"]) == 0
-    assert "3 files could not be read" in capsys.readouterr().out
-    assert (workdir / "overlays" / "drawn.json").read_text() != pictures
-    files = {path: time for path, time in before.items() if path.suffix == ".json"}
-    assert files == {path: path.stat().st_mtime_ns for path in files}
-    path = photos / "p0.png"
-    size = path.stat().st_size
-    cv2.imwrite(str(path), np.full((96, 128, 3), 90, np.uint8))
-    assert path.stat().st_size != size and main(arguments) == 2
-    assert f"are not those that {workdir}/backbone was trained on" in capsys.readouterr().err
