@@ -12,10 +12,11 @@ accelerators of 16 GB or more with two images each (30,000 steps of batch 16, th
 setting). Backbones r50 (thesis; default), r101 (the published checkpoint), tiny. The backbone's own
 weights are `model.backbone.checkpoint`.
 
-tiny is for some hundred small photos and 40 minutes of two CPU cores, all stages of `free-solo` and
-the backbone of configs/densecl.py:tiny included. It is an R18 of half width: 250 steps of 4 images,
-twice each, at short side 320. Free Mask, with the published filters, sees nothing much smaller than
-its cells of 32 pixels, so photos are enlarged to a short side of 1024, 32 cells.
+tiny is for some hundred small photos and 40 minutes of two CPU cores, all stages of `free-solo`
+and the backbone of configs/densecl.py:tiny included (reckoned; tiny,many is measured). It is an
+R18 of half width: 250 steps of 4 images, twice each, at short side 320. Free Mask, with the
+published filters, sees nothing much smaller than its cells of 32 pixels, so photos are enlarged to
+a short side of 1024, 32 cells.
 
 tiny,many is for photos of many small objects that look alike, with configs/densecl.py:tiny,close:
 
