@@ -183,8 +183,8 @@ def _many(config: ConfigDict) -> None:
     # An object has few pixels of the maps in which masks are learned. With the published weight of
     # 0.1 the means are too weak for them: maxima and colours are content with outlines.
     config.loss.mean_projection_weight *= 10
-    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have a
-    # threshold of their own, self_training.score_threshold.
+    # Many objects of an image are found by low scores alone: for recall. Labels and pictures have
+    # thresholds of their own, in self_training.
     config.evaluation.score_threshold, config.evaluation.update_threshold = 0.01, 0.005
     config.evaluation.max_candidates = 1000
 

@@ -37,7 +37,8 @@ class LabelInfo:
 
     Attributes:
       fingerprint: of checkpoint and settings, see `fingerprint`.
-      settings: what decided the labels, for a person and for messages.
+      settings: what decided the labels, for a person and for messages; as a json has it, tuples as
+        lists, so that it equals what is read from a file.
       checkpoint: where the checkpoint was.
       description: in words.
     """
@@ -46,6 +47,9 @@ class LabelInfo:
     settings: Mapping[str, object]
     checkpoint: str
     description: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "settings", json.loads(json.dumps(self.settings)))
 
 
 def fingerprint(variables: Mapping, settings: Mapping[str, object]) -> str:

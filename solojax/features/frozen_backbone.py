@@ -59,12 +59,9 @@ class FrozenBackbone:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What decides the features beside the weights, as json has it."""
+        """What decides the features beside the weights."""
         own = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in (backbone_settings(self.config) | own).items()
-        }
+        return backbone_settings(self.config) | own
 
     def features(self, variables: PyTree, pixels: Array, stage: int = _COARSEST) -> Array:
         """The feature map C2, C3, C4 or C5 of images, by running statistics; pure, to be jitted.

@@ -113,7 +113,9 @@ def run_free_solo(
     if backbone is None:
         backbone = str(stages.backbone)
         trained = pretraining_config(pretraining, images, stages)
-        made_of_it = [stages.training(0) / FOLDER] + ([stages.labels(0)] * (stages.masks is None))
+        made_of_it = [stages.training(0) / FOLDER]
+        if stages.masks is None:
+            made_of_it.append(stages.labels(0))
         check_settings(stages.backbone, trained, made_of_it)
     rounds = _rounds(config, images, stages, backbone)
     for number, (folder, own) in enumerate(rounds.items()):

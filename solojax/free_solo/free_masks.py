@@ -94,12 +94,11 @@ class FreeMaskRun:
         return 2**self.stage
 
     def described(self) -> dict:
-        """What decides the masks, as json has it."""
+        """What decides the masks."""
         return {
             "method": "free_mask",
             "stage": self.stage,
             **dataclasses.asdict(self.settings),
-            "scales": list(self.settings.scales),
             **dataclasses.asdict(self.filters),
             "short_side": self.short_side,
             "long_side": self.long_side,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,8 +124,8 @@ def labels_info(
     settings = {
         "method": "predictions",
         **dataclasses.asdict(rule),
-        "network": _as_json({k: v for k, v in network.items() if k not in _OF_TRAINING}),
-        "evaluation": _as_json(model.config.evaluation.to_dict()),
+        "network": {k: v for k, v in network.items() if k not in _OF_TRAINING},
+        "evaluation": model.config.evaluation.to_dict(),
         **image_settings(dataset),
     }
     return label_file.LabelInfo(
@@ -135,11 +134,6 @@ def labels_info(
         checkpoint=f"step {model.step} of {checkpoint}",
         description="objects that a segmenter found",
     )
-
-
-def _as_json(values: dict) -> dict:
-    """Tuples as lists, those of tuples too."""
-    return json.loads(json.dumps(values))
 
 
 def _labels_of(

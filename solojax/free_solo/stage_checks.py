@@ -114,9 +114,10 @@ def starting_weights(config: ConfigDict) -> str:
 
 
 def _other_settings(folder: Path, config: ConfigDict, is_whole: bool) -> str | None:
-    before = _trained_with(folder)
-    if before is None:
+    newest = newest_metadata(folder)
+    if newest is None:  # nothing is lost or mixed
         return None
+    before = checkpoint_config(*newest)
     found = [
         f"{key} {values}"
         for key, values in changes(before, config).items()
@@ -132,11 +133,10 @@ def _other_settings(folder: Path, config: ConfigDict, is_whole: bool) -> str | N
 
 
 def _other_start(folder: Path, config: ConfigDict, start: str) -> str | None:
-    found, before = newest_metadata(folder), _trained_with(folder)
-    if found is None or before is None:
+    newest = newest_metadata(folder)
+    if newest is None:
         return None
-    metadata, _ = found
-    old, new = _start_path(before), _start_path(config)
+    metadata, old, new = newest[0], _start_path(checkpoint_config(*newest)), _start_path(config)
     same = metadata[START] == start if START in metadata else _same_place(old, new)
     if same:
         return None
@@ -144,12 +144,6 @@ def _other_start(folder: Path, config: ConfigDict, start: str) -> str | None:
         f"{folder}: its training started from other weights, of {old or 'random numbers'}, than "
         f"those of {new or 'random numbers'} as they are now: give the former weights, {_REMEDY}"
     )
-
-
-def _trained_with(folder: Path) -> ConfigDict | None:
-    """The config of the newest checkpoint; None where there is none: nothing is lost or mixed."""
-    found = newest_metadata(folder)
-    return found and checkpoint_config(*found)
 
 
 def _decides(key: str, before: ConfigDict, now: ConfigDict, is_whole: bool) -> bool:
